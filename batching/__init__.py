@@ -1,0 +1,1 @@
+"""Decisions: who runs next, in which batch. Plain values in, plain values out."""

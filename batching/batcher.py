@@ -1,0 +1,64 @@
+"""The loop that drives a step engine with the scheduler's decisions: schedule, run, update."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from batching.scheduler import Scheduler
+from engines.base import StepEngine
+from engines.types import GenerationRequest, OutputDelta, StepPlan, StepResult
+
+Deliver = Callable[[list[OutputDelta]], None]
+
+
+class Batcher:
+    """Runs until its engine fails or it is cancelled. All methods belong to the worker's event loop.
+
+    `deliver` gets every delta of a step in one call. Up to `info.steps_in_flight` steps are submitted ahead, so
+    that the engine finds the next one planned when it has done with one.
+    """
+
+    def __init__(self, engine: StepEngine, scheduler: Scheduler, deliver: Deliver) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._deliver = deliver
+        self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
+        self._wake = asyncio.Event()
+
+    def add(self, request: GenerationRequest) -> None:
+        if (refusal := self._scheduler.add(request, time.monotonic())) is not None:
+            self._deliver([refusal])
+        self._wake.set()
+
+    def abort(self, request_id: str) -> None:
+        if (delta := self._scheduler.abort(request_id)) is not None:
+            self._deliver([delta])
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Raises what a failed step raised."""
+        while True:
+            self._submit_steps()
+            if not self._in_flight:
+                await self._wake.wait()
+                self._wake.clear()
+                continue
+            plan, future = self._in_flight.popleft()
+            started = time.monotonic()
+            result = await asyncio.wrap_future(future)
+            self._scheduler.stats.step_seconds += time.monotonic() - started
+            if deltas := self._scheduler.update(plan, result):
+                self._deliver(deltas)
+
+    def _submit_steps(self) -> None:
+        now = time.monotonic()
+        if expired := self._scheduler.expire(now):
+            self._deliver(expired)
+        while len(self._in_flight) < self._engine.info.steps_in_flight:
+            if (plan := self._scheduler.schedule(now)) is None:
+                break
+            self._in_flight.append((plan, self._engine.submit(plan)))

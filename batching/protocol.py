@@ -1,0 +1,76 @@
+"""What a gateway and a worker say to each other: length-prefixed msgpack over a Unix socket.
+
+A frame is 4 bytes, big endian, the length of what follows, and one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from batching.scheduler import SchedulerConfig
+from batching.stats import WorkerStats
+from engines.types import EngineConfig, EngineInfo, GenerationRequest, OutputDelta
+
+MAX_FRAME_BYTES = 256 * 2**20
+_LENGTH = struct.Struct(">I")
+
+
+@dataclass(slots=True, frozen=True)
+class WorkerConfig:
+    """What a worker is started with, as one line of JSON on its standard input."""
+
+    socket_path: str
+    engine: EngineConfig
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+
+@dataclass(slots=True, frozen=True)
+class Started:
+    """A worker's first line on its standard output: it serves, or `error` says in one line why it can't."""
+
+    info: EngineInfo | None = None
+    error: str = ""
+
+
+class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
+    request: GenerationRequest
+
+
+class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
+    request_id: str
+
+
+class Deltas(msgspec.Struct, tag="deltas", array_like=True, frozen=True):
+    """Everything that one step added to this gateway's requests."""
+
+    deltas: list[OutputDelta]
+
+
+class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
+    stats: WorkerStats
+
+
+ToWorker = Submit | Abort
+FromWorker = Deltas | Stats
+
+_encoder = msgspec.msgpack.Encoder()
+to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+
+
+def frame(message: Any) -> bytes:
+    payload = _encoder.encode(message)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes:
+    """The next message's bytes. Raises asyncio.IncompleteReadError at the end, ConnectionError on a broken peer."""
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    if length > MAX_FRAME_BYTES:
+        raise ConnectionError(f"a frame of {length} bytes")
+    return await reader.readexactly(length)

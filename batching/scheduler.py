@@ -1,0 +1,323 @@
+"""Iteration-level scheduling: what every step computes. Pure: no torch, no I/O, the time comes in as `now`.
+
+There is one kind of work: a sequence's computed tokens catch up with its known tokens. A decode is a sequence that
+is one token behind, a prefill one that is many behind, and a chunk is as much of that as the step's token budget
+leaves. Decodes go first, so that running streams keep their pace while a long prompt is worked off (Sarathi-Serve,
+arXiv:2403.02310).
+
+A step may be planned before the one before it has been answered: `Sequence` counts what is on its way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+
+from batching.blocks import BlockPool
+from batching.buckets import MAX_PADDING_WASTE, count_cells, group_by_length
+from batching.queue import AdmissionQueue
+from batching.sequence import Sequence, SequenceStatus
+from batching.stats import WorkerStats
+from engines.types import (
+    EngineInfo,
+    ErrorCode,
+    FinishReason,
+    GenerationRequest,
+    NewSequence,
+    OutputDelta,
+    RequestError,
+    ScheduledSequence,
+    StepPlan,
+    StepResult,
+)
+
+
+@dataclass(slots=True, frozen=True)
+class SchedulerConfig:
+    max_queue: int = 1024
+    queue_timeout: float = 10.0  # seconds
+    max_padding_waste: float = MAX_PADDING_WASTE
+
+
+class Scheduler:
+    """Owns every sequence from `add` to its last delta."""
+
+    def __init__(self, info: EngineInfo, config: SchedulerConfig) -> None:
+        self.info = info
+        self.config = config
+        self.queue = AdmissionQueue(config.max_queue, config.queue_timeout)
+        self.pool = BlockPool(info.num_blocks, info.block_size)
+        self.stats = WorkerStats(kv_blocks=info.num_blocks)
+        self.max_model_len = min(info.max_model_len, info.num_blocks * info.block_size)
+        # With less, sequences that decode could be left out of a step for as long as others run.
+        self._token_budget = max(info.token_budget, info.max_num_seqs)
+        self._ids = count()
+        self._running: list[Sequence] = []  # in order of admission
+        self._preempted: list[Sequence] = []  # they go before the queue, oldest first
+        self._by_request: dict[str, Sequence] = {}
+        self._by_id: dict[int, Sequence] = {}  # those that the engine knows
+        self._new: list[NewSequence] = []
+        self._finished: list[int] = []
+        self._preempted_now: list[int] = []
+
+    # --- requests in
+
+    def add(self, request: GenerationRequest, now: float) -> OutputDelta | None:
+        """Queue a request; the delta, if any, refuses it."""
+        assert request.request_id not in self._by_request, "request ids are ours and unique"
+        if (error := self._refusal(request, now)) is not None:
+            return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
+        room = self.max_model_len - len(request.prompt_token_ids)
+        sequence = Sequence(
+            sequence_id=next(self._ids),
+            request=request,
+            max_tokens=min(request.sampling.max_tokens, room),
+            token_ids=list(request.prompt_token_ids),
+        )
+        self._by_request[request.request_id] = sequence
+        self.queue.put(sequence)
+        return None
+
+    def _refusal(self, request: GenerationRequest, now: float) -> RequestError | None:
+        length = len(request.prompt_token_ids)
+        if not 0 < length < self.max_model_len:
+            return RequestError(
+                ErrorCode.INVALID,
+                f"The prompt has {length} tokens; this model takes 1 to {self.max_model_len - 1}.",
+            )
+        if self.queue.is_full:
+            return RequestError(
+                ErrorCode.OVERLOADED,
+                f"The model is at capacity: {len(self.queue)} requests are waiting.",
+                self.queue.retry_after_ms(now),
+            )
+        return None
+
+    def abort(self, request_id: str) -> OutputDelta | None:
+        """End a request, wherever it is; None when it has ended already."""
+        if (sequence := self._by_request.get(request_id)) is None:
+            return None
+        self.queue.remove(request_id)
+        self._finish(sequence)
+        return OutputDelta(request_id, finish_reason=FinishReason.ABORT)
+
+    def expire(self, now: float) -> list[OutputDelta]:
+        """End the requests that waited in vain."""
+        return [self._expired(sequence, now) for sequence in self.queue.pop_expired(now)]
+
+    def _expired(self, sequence: Sequence, now: float) -> OutputDelta:
+        request = sequence.request
+        self._finish(sequence)
+        if now >= request.deadline:
+            error = RequestError(ErrorCode.DEADLINE, "The request's time ran out while it was waiting.")
+        else:
+            waited = f"{now - request.arrival:.1f} s"
+            error = RequestError(
+                ErrorCode.QUEUE_TIMEOUT,
+                f"The model is at capacity: the request waited {waited} for a place.",
+                self.queue.retry_after_ms(now),
+            )
+        return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
+
+    # --- one step
+
+    def schedule(self, now: float) -> StepPlan | None:
+        """The next step, or None when there is nothing to do."""
+        scheduled = self._schedule_running(self._token_budget)
+        budget = self._token_budget - sum(item.num_tokens for item in scheduled)
+        scheduled += self._admit(budget, now)
+        if not scheduled and not self._finished:
+            return None
+        plan = StepPlan(
+            groups=group_by_length(scheduled, self.config.max_padding_waste),
+            new=self._new,
+            finished=self._finished,
+            preempted=self._preempted_now,
+        )
+        self._new, self._finished, self._preempted_now = [], [], []
+        self._observe(plan)
+        return plan
+
+    def _schedule_running(self, budget: int) -> list[ScheduledSequence]:
+        """Decodes first, then the chunks of prompts under way."""
+        scheduled: dict[int, ScheduledSequence] = {}
+        for sequence in sorted(self._running, key=lambda s: s.is_prefilling):
+            wanted = min(sequence.num_uncomputed_tokens, budget)
+            if wanted and self._make_room(sequence, wanted, scheduled):
+                scheduled[sequence.sequence_id] = self._plan(sequence, wanted)
+                budget -= wanted
+        return list(scheduled.values())
+
+    def _make_room(self, sequence: Sequence, num_tokens: int, scheduled: dict[int, ScheduledSequence]) -> bool:
+        """Give the sequence the blocks it needs, taking them from later comers that this step does not run yet."""
+        if sequence.status is not SequenceStatus.RUNNING:  # it lost its own to another one in this very step
+            return False
+        needed = self._missing_blocks(sequence, sequence.num_computed_tokens + num_tokens)
+        while not self.pool.can_allocate(needed):
+            victim = self._victim(scheduled)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        sequence.block_table.extend(self.pool.allocate(needed))
+        return True
+
+    def _victim(self, scheduled: dict[int, ScheduledSequence]) -> Sequence:
+        """The least urgent, then the latest admitted: it has lost the least."""
+        candidates = [s for s in self._running if s.sequence_id not in scheduled]
+        return max(reversed(candidates), key=lambda s: s.request.priority)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._release_blocks(sequence)
+        sequence.status = SequenceStatus.PREEMPTED
+        sequence.num_computed_tokens = 0
+        self._preempted.append(sequence)
+        self._preempted.sort(key=lambda s: s.sequence_id)
+        self._preempted_now.append(sequence.sequence_id)
+        self.stats.preemptions += 1
+
+    def _admit(self, budget: int, now: float) -> list[ScheduledSequence]:
+        """Start waiting sequences while there is room for them; nobody overtakes one that does not fit."""
+        scheduled = []
+        while budget > 0 and len(self._running) < self.info.max_num_seqs:
+            sequence = self._preempted[0] if self._preempted else self.queue.peek()
+            if sequence is None or not self._start(sequence, now):
+                break
+            if wanted := min(sequence.num_uncomputed_tokens, budget):
+                scheduled.append(self._plan(sequence, wanted))
+                budget -= wanted
+        return scheduled
+
+    def _start(self, sequence: Sequence, now: float) -> bool:
+        """Take the blocks of all its known tokens, those of a cached prefix included, or leave everything as it is."""
+        cached = self._cached_blocks(sequence)
+        num_known = len(sequence.token_ids) + sequence.num_pending_tokens
+        needed = self.pool.blocks_for(num_known) - len(cached)
+        if not self.pool.can_allocate(needed, cached):
+            return False
+        self.pool.share(cached)
+        sequence.block_table = cached + self.pool.allocate(needed)
+        sequence.num_computed_tokens = len(cached) * self.info.block_size
+        self._enter(sequence, now)
+        return True
+
+    def _cached_blocks(self, sequence: Sequence) -> list[int]:
+        """At least one token must be computed: its logits choose the next one."""
+        hashes = sequence.hashes(self.info.block_size, len(sequence.token_ids) - 1)
+        return self.pool.find_cached(hashes)
+
+    def _enter(self, sequence: Sequence, now: float) -> None:
+        if sequence.status is SequenceStatus.PREEMPTED:
+            self._preempted.remove(sequence)
+        else:
+            self.queue.pop(sequence, now)
+            sequence.first_scheduled = now
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.stats.cached_tokens += sequence.num_cached_tokens
+            uncached = sequence.num_prompt_tokens - sequence.num_cached_tokens
+            self.queue.served.charge(sequence.request.account, input_tokens=uncached)
+            self._by_id[sequence.sequence_id] = sequence
+            request = sequence.request
+            self._new.append(NewSequence(sequence.sequence_id, request.prompt_token_ids, request.sampling))
+        sequence.status = SequenceStatus.RUNNING
+        self._running.append(sequence)
+
+    def _plan(self, sequence: Sequence, num_tokens: int) -> ScheduledSequence:
+        samples = num_tokens == sequence.num_uncomputed_tokens
+        item = ScheduledSequence(
+            sequence.sequence_id, sequence.num_computed_tokens, num_tokens, samples, sequence.block_table
+        )
+        unread = sequence.num_prompt_tokens - sequence.num_computed_tokens
+        self.stats.prefill_tokens += max(0, min(num_tokens, unread))
+        sequence.num_computed_tokens += num_tokens
+        sequence.num_pending_tokens += samples
+        return item
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[OutputDelta]:
+        """Take a step's tokens; the answer has what it added to each request."""
+        deltas = []
+        for item in (member for group in plan.groups for member in group):
+            sequence = self._by_id.get(item.sequence_id)
+            if sequence is None:  # it ended while this step was under way
+                continue
+            reason = sequence.append(result.tokens[item.sequence_id]) if item.samples else None
+            self._publish(sequence, item)
+            if item.samples:
+                deltas.append(self._delta(sequence, reason))
+            if reason is not None:
+                self._finish(sequence)
+        return deltas
+
+    def _publish(self, sequence: Sequence, item: ScheduledSequence) -> None:
+        """The blocks that this step filled can be shared from now on, if the sequence still has them."""
+        if sequence.block_table is not item.block_table:
+            return
+        first = item.start // self.info.block_size
+        hashes = sequence.hashes(self.info.block_size, item.context_len)
+        for index in range(first, len(hashes)):
+            self.pool.publish(item.block_table[index], hashes[index])
+
+    def _delta(self, sequence: Sequence, reason: FinishReason | None) -> OutputDelta:
+        request = sequence.request
+        delta = OutputDelta(request.request_id, [sequence.token_ids[-1]], reason)
+        if sequence.num_output_tokens == 1:
+            delta.cached_tokens = sequence.num_cached_tokens
+            delta.queue_seconds = (sequence.first_scheduled or request.arrival) - request.arrival
+        self.queue.served.charge(request.account, output_tokens=1)
+        self.stats.generated_tokens += 1
+        return delta
+
+    # --- endings
+
+    def _finish(self, sequence: Sequence) -> None:
+        if sequence.status is SequenceStatus.RUNNING:
+            self._running.remove(sequence)
+            self._release_blocks(sequence)
+        elif sequence.status is SequenceStatus.PREEMPTED:
+            self._preempted.remove(sequence)
+        if self._by_id.pop(sequence.sequence_id, None) is not None:
+            self._finished.append(sequence.sequence_id)
+        del self._by_request[sequence.request.request_id]
+        sequence.status = SequenceStatus.FINISHED
+
+    def _release_blocks(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.block_table)
+        sequence.block_table = []  # a new list: steps in flight hold the old one
+
+    def _missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
+        return max(0, self.pool.blocks_for(num_tokens) - len(sequence.block_table))
+
+    # --- what others may see
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._by_request)
+
+    def snapshot(self) -> WorkerStats:
+        """The live statistics object, its gauges brought up to date."""
+        self.stats.running = len(self._running) + len(self._preempted)
+        self.stats.waiting = len(self.queue)
+        self.stats.kv_blocks_used = self.pool.num_used
+        return self.stats
+
+    def _observe(self, plan: StepPlan) -> None:
+        if not plan.groups:
+            return
+        self.stats.observe_batch(plan.num_sequences)
+        for group in plan.groups:
+            cells = count_cells(group)
+            self.stats.attention_cells += cells.real
+            self.stats.padding_cells += cells.padding
+
+    def check_integrity(self) -> None:
+        """Every sequence is in exactly one place, and every block is accounted for."""
+        self.queue.check_integrity()
+        self.pool.check_integrity(s.block_table for s in self._running)
+        states = [s.status for s in self._by_request.values()]
+        assert states.count(SequenceStatus.RUNNING) == len(self._running) <= self.info.max_num_seqs
+        assert states.count(SequenceStatus.PREEMPTED) == len(self._preempted)
+        assert states.count(SequenceStatus.WAITING) == len(self.queue)
+        assert SequenceStatus.FINISHED not in states
+        for sequence in self._running:
+            assert len(sequence.block_table) >= self.pool.blocks_for(sequence.num_computed_tokens)
+            assert sequence.num_uncomputed_tokens >= 0

@@ -1,0 +1,74 @@
+"""One sequence's state, as the scheduler sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from batching.blocks import hash_block
+from engines.types import FinishReason, GenerationRequest
+
+
+class SequenceStatus(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    PREEMPTED = auto()  # lost its KV space; computes all its known tokens again
+    FINISHED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A prompt and what has been generated from it.
+
+    Steps can be in flight, so two counts run ahead of `token_ids`: `num_computed_tokens` includes positions that
+    a submitted step will compute, and `num_pending_tokens` counts tokens that submitted steps will sample.
+    """
+
+    sequence_id: int
+    request: GenerationRequest
+    max_tokens: int
+    token_ids: list[int]
+    status: SequenceStatus = SequenceStatus.WAITING
+    num_computed_tokens: int = 0
+    num_pending_tokens: int = 0
+    num_cached_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    first_scheduled: float | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """What the next step can compute; 0 when every token that may still be sampled is on its way."""
+        if self.num_output_tokens + self.num_pending_tokens >= self.max_tokens:
+            return 0
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_uncomputed_tokens > 1
+
+    def hashes(self, block_size: int, num_tokens: int) -> list[bytes]:
+        """Hashes of the full blocks among the first `num_tokens` known tokens."""
+        count = min(num_tokens, len(self.token_ids)) // block_size
+        while len(self.block_hashes) < count:
+            start = len(self.block_hashes) * block_size
+            parent = self.block_hashes[-1] if self.block_hashes else self.request.cache_salt
+            self.block_hashes.append(hash_block(parent, self.token_ids[start : start + block_size]))
+        return self.block_hashes[:count]
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Take a sampled token; says whether it ends the sequence."""
+        self.num_pending_tokens -= 1
+        self.token_ids.append(token_id)
+        sampling = self.request.sampling
+        if token_id in sampling.stop_token_ids and self.num_output_tokens >= sampling.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_output_tokens >= self.max_tokens else None

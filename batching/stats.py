@@ -1,0 +1,33 @@
+"""What a worker reports of itself. Counters only grow; gauges are of now."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+BATCH_SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(slots=True)
+class WorkerStats:
+    # gauges
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks: int = 0
+    # counters
+    steps: int = 0
+    batch_size_sum: int = 0
+    batch_size_buckets: list[int] = field(default_factory=lambda: [0] * (len(BATCH_SIZE_BOUNDS) + 1))
+    prefill_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    attention_cells: int = 0
+    padding_cells: int = 0
+    preemptions: int = 0
+    step_seconds: float = 0.0
+
+    def observe_batch(self, size: int) -> None:
+        self.steps += 1
+        self.batch_size_sum += size
+        self.batch_size_buckets[bisect_left(BATCH_SIZE_BOUNDS, size)] += 1

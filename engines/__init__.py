@@ -1,0 +1,1 @@
+"""Execution: token ids in, token ids out. No HTTP, no OpenAI words."""

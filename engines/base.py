@@ -1,0 +1,75 @@
+"""The two protocols that an engine can speak, and the thread that most step engines run in."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from typing import Protocol
+
+from engines.types import EngineInfo, GenerationRequest, OutputDelta, StepPlan, StepResult
+
+
+class EngineError(Exception):
+    """An engine can't be built from its configuration. The message is one line that says what to change."""
+
+
+class StepEngine(Protocol):
+    """An engine whose every step our scheduler decides. It owns the KV memory that the plan's block tables name.
+
+    `submit` returns at once; steps run in the order they were submitted, so that planning the next one can overlap
+    the running one. A failed step sets its future's exception; the engine is then unusable.
+    """
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def submit(self, plan: StepPlan) -> Future[StepResult]: ...
+
+    def close(self) -> None: ...
+
+
+class StreamEngine(Protocol):
+    """An engine that batches inside (Triton): our queue orders, bounds and groups what it is sent."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[OutputDelta]: ...
+
+    async def abort(self, request_id: str) -> None: ...
+
+    async def health(self) -> bool: ...
+
+    def capacity(self) -> int: ...
+
+
+class ThreadedStepEngine(ABC):
+    """A StepEngine whose steps run one after another in a thread of their own, off the worker's event loop."""
+
+    def __init__(self, info: EngineInfo) -> None:
+        self.info = info
+        self._steps: queue.SimpleQueue[tuple[StepPlan, Future[StepResult]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @abstractmethod
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step. Called in the engine's thread only."""
+
+    def submit(self, plan: StepPlan) -> Future[StepResult]:
+        future: Future[StepResult] = Future()
+        self._steps.put((plan, future))
+        return future
+
+    def close(self) -> None:
+        """End the thread after the steps already submitted."""
+        self._steps.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (step := self._steps.get()) is not None:
+            plan, future = step
+            try:
+                future.set_result(self.execute(plan))
+            except BaseException as error:  # the loop that awaits the future decides what a failed step means
+                future.set_exception(error)

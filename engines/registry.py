@@ -1,0 +1,30 @@
+"""Engine kinds. Each factory imports its heavy library only when that kind is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engines.base import EngineError, StepEngine
+from engines.types import EngineConfig
+
+
+def _torch(config: EngineConfig) -> StepEngine:
+    from engines.torch.engine import TorchEngine
+
+    return TorchEngine(config)
+
+
+def _fake(config: EngineConfig) -> StepEngine:
+    from engines.fake import FakeEngine
+
+    return FakeEngine(config)
+
+
+FACTORIES: dict[str, Callable[[EngineConfig], StepEngine]] = {"torch": _torch, "fake": _fake}
+
+
+def create(config: EngineConfig) -> StepEngine:
+    """Build and load the engine; may take minutes. Raises EngineError."""
+    if config.kind not in FACTORIES:
+        raise EngineError(f'engine: expected one of {", ".join(FACTORIES)}, got "{config.kind}"')
+    return FACTORIES[config.kind](config)

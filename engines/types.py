@@ -1,0 +1,182 @@
+"""The nouns that the rooms exchange. Plain slotted dataclasses: msgspec carries them between processes as they are.
+
+Times are seconds of `time.monotonic()`, which all processes of one host share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class FinishReason(StrEnum):
+    """How a request ended. Every accepted request gets exactly one."""
+
+    STOP = "stop"  # a stop token or a stop string
+    LENGTH = "length"  # max_tokens or the end of the context
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+    ABORT = "abort"  # its client left or cancelled
+    ERROR = "error"  # `OutputDelta.error` says why
+
+
+class ErrorCode(StrEnum):
+    """Why a request ended in FinishReason.ERROR."""
+
+    OVERLOADED = "overloaded"  # the admission queue is full
+    QUEUE_TIMEOUT = "queue_timeout"  # waited too long for its first step
+    DEADLINE = "deadline_exceeded"  # out of time: its client has given up by now
+    INVALID = "invalid_request"  # the engine can't run it, whatever its state
+    ENGINE_FAILED = "engine_failed"  # a step failed, or the worker died
+
+
+@dataclass(slots=True, frozen=True)
+class RequestError:
+    code: ErrorCode
+    message: str  # for the client: no internals
+    retry_after_ms: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class SamplingParams:
+    """How one request's tokens are chosen. Resolved: no field is left to a model's default.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. Penalties as OpenAI defines them
+    (presence, frequency: over generated tokens) and as CTRL does (repetition, arXiv:1909.05858: over prompt and
+    generated tokens). `stop_token_ids` end the answer and are not sampled before `min_tokens` tokens.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True, frozen=True)
+class GenerationRequest:
+    """One prompt to be continued.
+
+    `request_id` is ours, never the client's. `account` is whom the queue is fair to. `cache_salt` separates the
+    prefix cache's tenants. `deadline` is the moment after which nobody waits for the answer any more.
+    """
+
+    request_id: str
+    account: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    arrival: float
+    deadline: float
+    priority: int = 0  # a lower number runs first
+    cache_salt: bytes = b""
+
+
+@dataclass(slots=True)
+class OutputDelta:
+    """What one step added to one request. The delta with a `finish_reason` is its last."""
+
+    request_id: str
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: RequestError | None = None
+    cached_tokens: int = 0  # of the prompt; set on the first delta
+    queue_seconds: float = 0.0  # from arrival to the first step; set on the first delta
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts of one request; `cached_tokens` is a part of `prompt_tokens`."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(slots=True, frozen=True)
+class EngineConfig:
+    """What an engine is built from. A limit of 0 lets the engine choose."""
+
+    kind: str
+    path: str = ""  # a local folder
+    dtype: str = "auto"  # auto | float32 | bfloat16
+    quantize: str = "none"
+    max_model_len: int = 0
+    max_num_seqs: int = 64
+    options: dict[str, Any] = field(default_factory=dict)  # of this engine kind alone
+
+
+@dataclass(slots=True, frozen=True)
+class EngineInfo:
+    """What a loaded engine can hold. KV space is counted in blocks of `block_size` tokens."""
+
+    max_model_len: int
+    max_num_seqs: int
+    vocab_size: int
+    block_size: int
+    num_blocks: int
+    token_budget: int  # tokens a step, decodes and prefill chunks together
+    steps_in_flight: int = 1  # 2: the next step is planned and submitted while one runs
+    description: str = ""  # for people: dtype, device, threads
+
+
+@dataclass(slots=True, frozen=True)
+class NewSequence:
+    """A sequence that the engine has not seen: it keeps these tokens and appends those it samples."""
+
+    sequence_id: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+
+
+@dataclass(slots=True, frozen=True)
+class ScheduledSequence:
+    """One sequence's part of a step: compute the tokens at positions [start, start + num_tokens).
+
+    Their ids are the engine's own record of the sequence; the last of them may be a token that the step before
+    sampled and that the scheduler has not seen yet. With `samples`, the token after the last one is sampled.
+    `block_table[i]` holds positions [i * block_size, (i + 1) * block_size); the list is only ever appended to.
+    """
+
+    sequence_id: int
+    start: int
+    num_tokens: int
+    samples: bool
+    block_table: list[int]
+
+    @property
+    def context_len(self) -> int:
+        """Tokens attended to by the last query of this step."""
+        return self.start + self.num_tokens
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step. `groups` are the length buckets: sequences that attend together, padded to their longest."""
+
+    groups: list[list[ScheduledSequence]] = field(default_factory=list)
+    new: list[NewSequence] = field(default_factory=list)
+    finished: list[int] = field(default_factory=list)  # sequence ids whose state may be dropped, before the step
+    preempted: list[int] = field(default_factory=list)  # lost their blocks: they start again at position 0
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """`tokens` has the sampled token of every scheduled sequence with `samples`."""
+
+    tokens: dict[int, int] = field(default_factory=dict)
