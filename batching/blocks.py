@@ -13,7 +13,9 @@ def hash_block(parent: bytes, token_ids: Sequence[int]) -> bytes:
 
     The first block's `parent` is the request's cache salt, so that tenants never share (CVE-2025-46570).
     """
-    return hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=16, key=parent[:64]).digest()
+    if len(parent) > hashlib.blake2b.MAX_KEY_SIZE:
+        parent = hashlib.blake2b(parent, digest_size=16).digest()
+    return hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=16, key=parent).digest()
 
 
 class BlockPool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 
 from engines.types import ScheduledSequence
 
 MAX_PADDING_WASTE = 0.10
+
+_by_length = attrgetter("num_tokens", "start")
 
 
 @dataclass(slots=True)
@@ -17,13 +20,18 @@ class Cells:
     real: int = 0
     padding: int = 0
 
-    def __add__(self, other: Cells) -> Cells:
-        return Cells(self.real + other.real, self.padding + other.padding)
-
     @property
     def waste(self) -> float:
         """Padding as a share of the real work."""
         return self.padding / self.real if self.real else 0.0
+
+
+@dataclass(slots=True)
+class LengthGroups:
+    """A step's sequences, partitioned, and what all groups cost together."""
+
+    groups: list[list[ScheduledSequence]] = field(default_factory=list)
+    cells: Cells = field(default_factory=Cells)
 
 
 def count_cells(group: Sequence[ScheduledSequence]) -> Cells:
@@ -34,36 +42,27 @@ def count_cells(group: Sequence[ScheduledSequence]) -> Cells:
     return Cells(real, len(group) * queries * context - real)
 
 
-def group_by_length(
-    scheduled: Iterable[ScheduledSequence], max_waste: float = MAX_PADDING_WASTE
-) -> list[list[ScheduledSequence]]:
+def group_by_length(scheduled: Iterable[ScheduledSequence], max_waste: float = MAX_PADDING_WASTE) -> LengthGroups:
     """Partition a step so that over all groups padding stays within `max_waste` of the real work.
 
     One pass from the longest down. A group takes the next sequence while the waste of everything placed so far stays
     within bounds, so the slack that long sequences leave lets the cheap short ones share fewer, larger groups.
+    Decodes never share a group with chunks: engines compute the two differently.
     """
     groups: list[list[ScheduledSequence]] = []
-    closed = Cells()
-    group_cells = Cells()
-    for item in sorted(scheduled, key=lambda s: (s.num_tokens, s.context_len), reverse=True):
-        grown = _grow(groups[-1], group_cells, item) if groups else None
-        if grown is not None and (closed + grown).waste <= max_waste:
-            groups[-1].append(item)
-            group_cells = grown
-        else:
-            closed += group_cells
-            groups.append([item])
-            group_cells = Cells(item.num_tokens * item.context_len)
-    return groups
-
-
-def _grow(group: list[ScheduledSequence], cells: Cells, item: ScheduledSequence) -> Cells:
-    """The group's cost with one more member, without walking the group again.
-
-    The first member has the most queries (the order of the pass); the padded context follows from the area.
-    """
-    queries = group[0].num_tokens
-    context = (cells.real + cells.padding) // (len(group) * queries)
-    real = cells.real + item.num_tokens * item.context_len
-    padded = (len(group) + 1) * queries * max(context, item.context_len)
-    return Cells(real, padded - real)
+    real = closed = area = 0  # asked for so far; with padding: in all groups but the last, in the last
+    queries = context = 0  # of the last group, padded
+    for item in sorted(scheduled, key=_by_length, reverse=True):
+        length = item.start + item.num_tokens
+        real += item.num_tokens * length
+        if groups and (queries == 1) == (item.num_tokens == 1):
+            longest = max(context, length)
+            grown = (len(groups[-1]) + 1) * queries * longest
+            if closed + grown - real <= max_waste * real:
+                groups[-1].append(item)
+                area, context = grown, longest
+                continue
+        closed += area
+        groups.append([item])
+        queries, context, area = item.num_tokens, length, item.num_tokens * length
+    return LengthGroups(groups, Cells(real, closed + area - real))

@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
-from batching.protocol import Abort, Deltas, Submit, frame, from_worker, read_frame
+from batching.protocol import Abort, Deltas, ProtocolError, Submit, frame, from_worker, read_message
 from batching.stats import WorkerStats
 from engines.types import ErrorCode, FinishReason, GenerationRequest, OutputDelta, RequestError
 
 RESTART_HINT_MS = 2000  # about what a worker needs to come back
 
+log = logging.getLogger("penstock.client")
+
 
 class Receiver:
-    """One request's deltas. Those that arrive while nobody reads are merged, so a slow reader costs no memory."""
+    """One request's deltas. Those that arrive while nobody reads are merged, so a slow reader costs no memory.
 
-    def __init__(self, request_id: str) -> None:
+    `ready` is set when there is something to take; several receivers may share one.
+    """
+
+    def __init__(self, request_id: str, ready: asyncio.Event | None = None) -> None:
         self.request_id = request_id
+        self.ready = ready or asyncio.Event()
         self._unread: OutputDelta | None = None
-        self._waiter: asyncio.Future[None] | None = None
 
     def put(self, delta: OutputDelta) -> None:
         if self._unread is None:
             self._unread = delta
         else:
             _merge(self._unread, delta)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self.ready.set()
+
+    def take(self) -> OutputDelta | None:
+        """Everything since the last call."""
+        delta, self._unread = self._unread, None
+        return delta
 
     async def get(self) -> OutputDelta:
-        """Everything since the last call; waits while there is nothing. One reader at a time."""
-        if self._unread is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        assert self._unread is not None
-        delta, self._unread = self._unread, None
+        """As `take`, but waits while there is nothing. One reader at a time."""
+        while (delta := self.take()) is None:
+            self.ready.clear()
+            await self.ready.wait()
         return delta
 
 
@@ -44,6 +49,7 @@ def _merge(first: OutputDelta, then: OutputDelta) -> None:
     first.token_ids.extend(then.token_ids)
     first.finish_reason = then.finish_reason
     first.error = then.error
+    first.computed_tokens = then.computed_tokens
 
 
 class WorkerClient:
@@ -60,20 +66,24 @@ class WorkerClient:
     async def connect(cls, socket_path: str) -> WorkerClient:
         return cls(*await asyncio.open_unix_connection(socket_path))
 
-    def submit(self, request: GenerationRequest) -> Receiver:
+    def submit(self, request: GenerationRequest, ready: asyncio.Event | None = None) -> Receiver:
         """Never fails: what goes wrong arrives as the receiver's last delta."""
-        receiver = Receiver(request.request_id)
+        receiver = Receiver(request.request_id, ready)
         if self.closed.is_set():
-            receiver.put(_lost(request.request_id))
+            receiver.put(unavailable(request.request_id))
             return receiver
         self._receivers[request.request_id] = receiver  # before the work: its first delta may come at once
         self._writer.write(frame(Submit(request)))
         return receiver
 
     def abort(self, request_id: str) -> None:
-        """Stop the work and forget its receiver; harmless when it has ended."""
-        if self._receivers.pop(request_id, None) is not None and not self.closed.is_set():
+        """Stop the work: the receiver's last delta comes soon. Harmless when it has ended."""
+        if request_id in self._receivers and not self.closed.is_set():
             self._writer.write(frame(Abort(request_id)))
+
+    def forget(self, request_id: str) -> None:
+        """Nobody reads this request's receiver any more."""
+        self._receivers.pop(request_id, None)
 
     async def close(self) -> None:
         self._writer.close()
@@ -82,20 +92,22 @@ class WorkerClient:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                message = from_worker.decode(await read_frame(reader))
+                message = await read_message(reader, from_worker)
                 if isinstance(message, Deltas):
                     self._deliver(message.deltas)
                 else:
                     self.stats = message.stats
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the worker is gone: the requests that it had are told below
+        except ProtocolError as error:
+            log.error("a worker sent what is no message: %s", error)
         finally:
             self._fail_all()
 
     def _deliver(self, deltas: list[OutputDelta]) -> None:
         for delta in deltas:
             receiver = self._receivers.get(delta.request_id)
-            if receiver is None:  # aborted; this was under way
+            if receiver is None:  # forgotten; this was under way
                 continue
             if delta.finish_reason is not None:
                 del self._receivers[delta.request_id]

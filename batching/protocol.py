@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from batching.stats import WorkerStats
 from engines.types import EngineConfig, EngineInfo, GenerationRequest, OutputDelta
 
 MAX_FRAME_BYTES = 256 * 2**20
+T = TypeVar("T")
 _LENGTH = struct.Struct(">I")
 
 
@@ -68,9 +69,20 @@ def frame(message: Any) -> bytes:
     return _LENGTH.pack(len(payload)) + payload
 
 
-async def read_frame(reader: asyncio.StreamReader) -> bytes:
-    """The next message's bytes. Raises asyncio.IncompleteReadError at the end, ConnectionError on a broken peer."""
+class ProtocolError(Exception):
+    """The peer sent what is no message of ours."""
+
+
+async def read_message(reader: asyncio.StreamReader, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    """The next message.
+
+    Raises asyncio.IncompleteReadError at the end, ConnectionError on a broken connection, ProtocolError.
+    """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > MAX_FRAME_BYTES:
-        raise ConnectionError(f"a frame of {length} bytes")
-    return await reader.readexactly(length)
+        raise ProtocolError(f"a frame of {length} bytes")
+    payload = await reader.readexactly(length)
+    try:
+        return decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+        raise ProtocolError(str(error)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from batching.sequence import Sequence
 
@@ -17,44 +17,58 @@ class ServedTokens:
     """Virtual token counters (Sheng et al., Fairness in Serving Large Language Models, arXiv:2401.00588).
 
     The account with the least service is next. One that comes back from idleness is lifted to the least of those
-    that are waiting, so that nobody saves up service by staying away.
+    that are waiting, or to the one that started last when nobody is, so that nobody saves up service by staying away.
     """
 
     def __init__(self) -> None:
-        self._served: OrderedDict[str, int] = OrderedDict()
+        self._served: OrderedDict[str, int] = OrderedDict()  # those that came longest ago first
+        self._last_started = ""
 
     def __getitem__(self, account: str) -> int:
         return self._served.get(account, 0)
 
+    def __len__(self) -> int:
+        return len(self._served)
+
     def charge(self, account: str, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        served = self[account] + INPUT_WEIGHT * input_tokens + OUTPUT_WEIGHT * output_tokens
-        self._set(account, served)
-
-    def lift(self, account: str, waiting: Iterator[str]) -> None:
-        self._set(account, max(self[account], min((self[other] for other in waiting), default=0)))
-
-    def _set(self, account: str, served: int) -> None:
+        served = self._served.get(account, 0) + INPUT_WEIGHT * input_tokens + OUTPUT_WEIGHT * output_tokens
         self._served[account] = served
+
+    def lift(self, account: str, waiting: Iterable[str]) -> None:
+        floor = min((self[other] for other in waiting), default=self[self._last_started])
+        self._served[account] = max(self[account], floor)
         self._served.move_to_end(account)
         while len(self._served) > MAX_REMEMBERED_ACCOUNTS:
             self._served.popitem(last=False)
 
+    def start(self, account: str) -> None:
+        """One of the account's sequences leaves the queue to be served."""
+        self._last_started = account
+
 
 class DrainRate:
-    """How fast the queue has been emptying lately, for a truthful retry-after."""
+    """How fast the queue empties while it holds somebody, for a truthful retry-after."""
 
     def __init__(self, window: int = 64) -> None:
-        self._departures: deque[float] = deque(maxlen=window)
+        self._departures: deque[tuple[float, int]] = deque(maxlen=window)  # a moment, and how many left at it
+
+    def clear(self) -> None:
+        self._departures.clear()
 
     def record(self, now: float) -> None:
-        self._departures.append(now)
+        same_moment = self._departures and self._departures[-1][0] == now
+        count = self._departures.pop()[1] if same_moment else 0
+        self._departures.append((now, count + 1))
 
-    def seconds_for(self, count: int, now: float) -> float:
-        """Time in which `count` requests leave; 1 s while nothing is known."""
+    def seconds_for(self, count: int, now: float) -> float | None:
+        """Time in which `count` requests leave; None while nothing is known.
+
+        The first moment only starts the clock: those who left at it may just have filled an idle engine.
+        """
         if len(self._departures) < 2:
-            return 1.0
-        elapsed = max(now - self._departures[0], 1e-3)
-        return count * elapsed / len(self._departures)
+            return None
+        first, *later = self._departures
+        return count * (now - first[0]) / sum(left for _, left in later)
 
 
 class AdmissionQueue:
@@ -83,14 +97,19 @@ class AdmissionQueue:
     def retry_after_ms(self, now: float) -> int:
         """When a tenth of a full queue will have left: by then others who were refused find a place too."""
         seconds = self._drain.seconds_for(max(1, len(self._waiting) // 10), now)
+        if seconds is None:  # nobody has left yet: that may take as long again
+            oldest = next(iter(self._waiting.values()), None)
+            seconds = max(1.0, now - oldest.request.arrival) if oldest else 1.0
         return round(1000 * min(max(seconds, 0.05), 60.0))
 
     def put(self, sequence: Sequence) -> None:
         """Add to the end of its account's line. The caller has asked `is_full`."""
         request = sequence.request
+        if not self._waiting:
+            self._drain.clear()  # of how fast an empty queue could have emptied nothing is known
         accounts = self._classes.setdefault(request.priority, {})
         if request.account not in accounts:
-            self.served.lift(request.account, iter(accounts))
+            self.served.lift(request.account, accounts)
             accounts[request.account] = deque()
         accounts[request.account].append(sequence)
         self._waiting[request.request_id] = sequence
@@ -106,8 +125,9 @@ class AdmissionQueue:
 
     def pop(self, sequence: Sequence, now: float) -> None:
         """Take out the sequence that `peek` gave: it starts."""
-        self._drain.record(now)
         self._remove(sequence)
+        self._drain.record(now)
+        self.served.start(sequence.request.account)
 
     def remove(self, request_id: str) -> Sequence | None:
         """Take out a sequence that was aborted while it waited."""

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from itertools import count
 
 from batching.blocks import BlockPool
-from batching.buckets import MAX_PADDING_WASTE, count_cells, group_by_length
+from batching.buckets import MAX_PADDING_WASTE, group_by_length
 from batching.queue import AdmissionQueue
+from batching.refusals import check_request, overloaded, waited_in_vain
 from batching.sequence import Sequence, SequenceStatus
 from batching.stats import WorkerStats
 from engines.types import (
     EngineInfo,
-    ErrorCode,
     FinishReason,
     GenerationRequest,
     NewSequence,
@@ -79,18 +79,10 @@ class Scheduler:
         return None
 
     def _refusal(self, request: GenerationRequest, now: float) -> RequestError | None:
-        length = len(request.prompt_token_ids)
-        if not 0 < length < self.max_model_len:
-            return RequestError(
-                ErrorCode.INVALID,
-                f"The prompt has {length} tokens; this model takes 1 to {self.max_model_len - 1}.",
-            )
+        if (error := check_request(request, self.info, self.max_model_len)) is not None:
+            return error
         if self.queue.is_full:
-            return RequestError(
-                ErrorCode.OVERLOADED,
-                f"The model is at capacity: {len(self.queue)} requests are waiting.",
-                self.queue.retry_after_ms(now),
-            )
+            return overloaded(len(self.queue), self.queue.retry_after_ms(now))
         return None
 
     def abort(self, request_id: str) -> OutputDelta | None:
@@ -99,24 +91,17 @@ class Scheduler:
             return None
         self.queue.remove(request_id)
         self._finish(sequence)
-        return OutputDelta(request_id, finish_reason=FinishReason.ABORT)
+        computed = sequence.num_computed_prompt_tokens
+        return OutputDelta(request_id, finish_reason=FinishReason.ABORT, computed_tokens=computed)
 
     def expire(self, now: float) -> list[OutputDelta]:
         """End the requests that waited in vain."""
         return [self._expired(sequence, now) for sequence in self.queue.pop_expired(now)]
 
     def _expired(self, sequence: Sequence, now: float) -> OutputDelta:
-        request = sequence.request
         self._finish(sequence)
-        if now >= request.deadline:
-            error = RequestError(ErrorCode.DEADLINE, "The request's time ran out while it was waiting.")
-        else:
-            waited = f"{now - request.arrival:.1f} s"
-            error = RequestError(
-                ErrorCode.QUEUE_TIMEOUT,
-                f"The model is at capacity: the request waited {waited} for a place.",
-                self.queue.retry_after_ms(now),
-            )
+        request = sequence.request
+        error = waited_in_vain(request, now, self.queue.retry_after_ms(now))
         return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
 
     # --- one step
@@ -128,23 +113,22 @@ class Scheduler:
         scheduled += self._admit(budget, now)
         if not scheduled and not self._finished:
             return None
-        plan = StepPlan(
-            groups=group_by_length(scheduled, self.config.max_padding_waste),
-            new=self._new,
-            finished=self._finished,
-            preempted=self._preempted_now,
-        )
+        grouped = group_by_length(scheduled, self.config.max_padding_waste)
+        if scheduled:
+            self.stats.observe_step(len(scheduled), grouped.cells)
+        plan = StepPlan(grouped.groups, self._new, self._finished, self._preempted_now)
         self._new, self._finished, self._preempted_now = [], [], []
-        self._observe(plan)
         return plan
 
     def _schedule_running(self, budget: int) -> list[ScheduledSequence]:
         """Decodes first, then the chunks of prompts under way."""
         scheduled: dict[int, ScheduledSequence] = {}
-        for sequence in sorted(self._running, key=lambda s: s.is_prefilling):
-            wanted = min(sequence.num_uncomputed_tokens, budget)
+        behind = [(sequence, sequence.num_uncomputed_tokens) for sequence in self._running]
+        behind.sort(key=lambda pair: pair[1] > 1)
+        for sequence, uncomputed in behind:
+            wanted = min(uncomputed, budget)
             if wanted and self._make_room(sequence, wanted, scheduled):
-                scheduled[sequence.sequence_id] = self._plan(sequence, wanted)
+                scheduled[sequence.sequence_id] = self._plan(sequence, wanted, samples=wanted == uncomputed)
                 budget -= wanted
         return list(scheduled.values())
 
@@ -152,7 +136,9 @@ class Scheduler:
         """Give the sequence the blocks it needs, taking them from later comers that this step does not run yet."""
         if sequence.status is not SequenceStatus.RUNNING:  # it lost its own to another one in this very step
             return False
-        needed = self._missing_blocks(sequence, sequence.num_computed_tokens + num_tokens)
+        needed = self.pool.blocks_for(sequence.num_computed_tokens + num_tokens) - len(sequence.block_table)
+        if needed <= 0:
+            return True
         while not self.pool.can_allocate(needed):
             victim = self._victim(scheduled)
             self._preempt(victim)
@@ -183,8 +169,9 @@ class Scheduler:
             sequence = self._preempted[0] if self._preempted else self.queue.peek()
             if sequence is None or not self._start(sequence, now):
                 break
-            if wanted := min(sequence.num_uncomputed_tokens, budget):
-                scheduled.append(self._plan(sequence, wanted))
+            uncomputed = sequence.num_uncomputed_tokens
+            if wanted := min(uncomputed, budget):
+                scheduled.append(self._plan(sequence, wanted, samples=wanted == uncomputed))
                 budget -= wanted
         return scheduled
 
@@ -222,16 +209,13 @@ class Scheduler:
         sequence.status = SequenceStatus.RUNNING
         self._running.append(sequence)
 
-    def _plan(self, sequence: Sequence, num_tokens: int) -> ScheduledSequence:
-        samples = num_tokens == sequence.num_uncomputed_tokens
-        item = ScheduledSequence(
-            sequence.sequence_id, sequence.num_computed_tokens, num_tokens, samples, sequence.block_table
-        )
-        unread = sequence.num_prompt_tokens - sequence.num_computed_tokens
-        self.stats.prefill_tokens += max(0, min(num_tokens, unread))
+    def _plan(self, sequence: Sequence, num_tokens: int, samples: bool) -> ScheduledSequence:
+        start = sequence.num_computed_tokens
+        if start < sequence.num_prompt_tokens:
+            self.stats.prefill_tokens += min(num_tokens, sequence.num_prompt_tokens - start)
         sequence.num_computed_tokens += num_tokens
         sequence.num_pending_tokens += samples
-        return item
+        return ScheduledSequence(sequence.sequence_id, start, num_tokens, samples, sequence.block_table)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[OutputDelta]:
         """Take a step's tokens; the answer has what it added to each request."""
@@ -250,11 +234,11 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence, item: ScheduledSequence) -> None:
         """The blocks that this step filled can be shared from now on, if the sequence still has them."""
-        if sequence.block_table is not item.block_table:
+        first, end = item.start // self.info.block_size, item.context_len // self.info.block_size
+        if first == end or sequence.block_table is not item.block_table:
             return
-        first = item.start // self.info.block_size
         hashes = sequence.hashes(self.info.block_size, item.context_len)
-        for index in range(first, len(hashes)):
+        for index in range(first, end):
             self.pool.publish(item.block_table[index], hashes[index])
 
     def _delta(self, sequence: Sequence, reason: FinishReason | None) -> OutputDelta:
@@ -277,15 +261,14 @@ class Scheduler:
             self._preempted.remove(sequence)
         if self._by_id.pop(sequence.sequence_id, None) is not None:
             self._finished.append(sequence.sequence_id)
+            if sequence.sequence_id in self._preempted_now:  # an engine need not look for what it has just dropped
+                self._preempted_now.remove(sequence.sequence_id)
         del self._by_request[sequence.request.request_id]
         sequence.status = SequenceStatus.FINISHED
 
     def _release_blocks(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_table)
         sequence.block_table = []  # a new list: steps in flight hold the old one
-
-    def _missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
-        return max(0, self.pool.blocks_for(num_tokens) - len(sequence.block_table))
 
     # --- what others may see
 
@@ -299,15 +282,6 @@ class Scheduler:
         self.stats.waiting = len(self.queue)
         self.stats.kv_blocks_used = self.pool.num_used
         return self.stats
-
-    def _observe(self, plan: StepPlan) -> None:
-        if not plan.groups:
-            return
-        self.stats.observe_batch(plan.num_sequences)
-        for group in plan.groups:
-            cells = count_cells(group)
-            self.stats.attention_cells += cells.real
-            self.stats.padding_cells += cells.padding
 
     def check_integrity(self) -> None:
         """Every sequence is in exactly one place, and every block is accounted for."""

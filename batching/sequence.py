@@ -28,6 +28,7 @@ class Sequence:
     request: GenerationRequest
     max_tokens: int
     token_ids: list[int]
+    num_prompt_tokens: int = field(init=False)
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
@@ -36,9 +37,8 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     first_scheduled: float | None = None
 
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.request.prompt_token_ids)
 
     @property
     def num_output_tokens(self) -> int:
@@ -47,13 +47,16 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         """What the next step can compute; 0 when every token that may still be sampled is on its way."""
-        if self.num_output_tokens + self.num_pending_tokens >= self.max_tokens:
+        num_known = len(self.token_ids) + self.num_pending_tokens
+        if num_known - self.num_prompt_tokens >= self.max_tokens:
             return 0
-        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+        return num_known - self.num_computed_tokens
 
     @property
-    def is_prefilling(self) -> bool:
-        return self.num_uncomputed_tokens > 1
+    def num_computed_prompt_tokens(self) -> int:
+        """Prompt tokens that were worked on, cached ones included, even if a preemption took them again."""
+        has_answer = len(self.token_ids) + self.num_pending_tokens > self.num_prompt_tokens
+        return self.num_prompt_tokens if has_answer else self.num_computed_tokens
 
     def hashes(self, block_size: int, num_tokens: int) -> list[bytes]:
         """Hashes of the full blocks among the first `num_tokens` known tokens."""

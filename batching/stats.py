@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from batching.buckets import Cells
+
 BATCH_SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -27,7 +29,9 @@ class WorkerStats:
     preemptions: int = 0
     step_seconds: float = 0.0
 
-    def observe_batch(self, size: int) -> None:
+    def observe_step(self, size: int, cells: Cells) -> None:
+        self.attention_cells += cells.real
+        self.padding_cells += cells.padding
         self.steps += 1
         self.batch_size_sum += size
         self.batch_size_buckets[bisect_left(BATCH_SIZE_BOUNDS, size)] += 1

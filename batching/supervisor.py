@@ -79,7 +79,7 @@ class WorkerSupervisor:
             started = await self._handshake(self._process)
             if started.info is None:
                 raise EngineError(started.error)
-            self.client = await WorkerClient.connect(self.config.socket_path)
+            self.client = await self._connect()
         except BaseException:
             await self._end_process()
             raise
@@ -94,6 +94,12 @@ class WorkerSupervisor:
             code = await process.wait()
             return Started(error=f"{self.name}: its worker died while starting (exit status {code}); see the log")
         return msgspec.json.decode(line, type=Started)
+
+    async def _connect(self) -> WorkerClient:
+        try:
+            return await WorkerClient.connect(self.config.socket_path)
+        except OSError as error:
+            raise EngineError(f"{self.name}: its worker started but can't be reached: {error}") from error
 
     async def _watch(self) -> None:
         """Runs for the worker's whole life: every death is followed by a new start, later and later."""
@@ -120,8 +126,10 @@ class WorkerSupervisor:
                 self._on_restart()
             try:
                 await self._spawn()
-            except (EngineError, OSError) as error:
+            except EngineError as error:
                 log.error("%s: the worker does not start: %s", self.name, error)
+            except Exception:  # whatever it is: nobody else would try again
+                log.exception("%s: the worker does not start", self.name)
             else:
                 return failures
 
@@ -130,7 +138,7 @@ class WorkerSupervisor:
             await self.client.close()
             self.client = None
         process, self._process = self._process, None
-        if process is None or process.returncode is not None:
+        if process is None:
             return
         assert process.stdin is not None
         process.stdin.close()
@@ -139,14 +147,16 @@ class WorkerSupervisor:
         except TimeoutError:
             process.kill()
             await process.wait()
+        with contextlib.suppress(OSError):  # one that was killed leaves it behind
+            os.unlink(self.config.socket_path)
 
 
 def worker_environment() -> dict[str, str]:
-    """Ours without its secrets, and with OpenMP threads that sleep instead of spinning while they wait.
+    """Ours without what is for the gateway (keys, addresses with passwords), and with OpenMP threads that sleep
+    instead of spinning while they wait.
 
     Spinning threads take the cores that the gateway and their own partners need: on two shared cores it was measured
     to make small layers seven times slower. It must be set before torch is imported.
     """
-    secrets = ("PENSTOCK_ADMIN_KEY", "PENSTOCK_API_KEY", "PENSTOCK_KEY_PEPPER", "PENSTOCK_DATABASE_URL")
-    environment = {name: value for name, value in os.environ.items() if name not in secrets}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
     return {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"} | environment

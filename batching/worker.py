@@ -1,9 +1,7 @@
 """The process that owns one engine, its queue and its batcher. Started by `batching.supervisor`.
 
-    python -m batching.worker  < one line of JSON (WorkerConfig)
-
-It writes one line of JSON (Started) when it serves or knows that it can't, and ends when its standard input does:
-with the process that started it.
+It reads one line of JSON (WorkerConfig) from its standard input, writes one (Started) when it serves or knows that it
+can't, and ends when its standard input does: with the process that started it.
 """
 
 from __future__ import annotations
@@ -13,21 +11,26 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
+import threading
 from collections import defaultdict
 from dataclasses import replace
+from typing import NoReturn
 
 import msgspec
 
 from batching.batcher import Batcher
 from batching.protocol import (
     Deltas,
+    ProtocolError,
     Started,
     Stats,
     Submit,
+    ToWorker,
     WorkerConfig,
     frame,
-    read_frame,
+    read_message,
     to_worker,
 )
 from batching.scheduler import Scheduler
@@ -37,7 +40,7 @@ from engines.types import OutputDelta
 
 STATS_INTERVAL = 0.1  # seconds
 MAX_UNSENT_BYTES = 64 * 2**20  # to a gateway that has stopped reading
-EXIT_CANNOT_START = 2
+EXIT_FAILED, EXIT_CANNOT_START = 1, 2
 
 log = logging.getLogger("penstock.worker")
 
@@ -51,32 +54,35 @@ class Worker:
         self._owners: dict[str, asyncio.StreamWriter] = {}
         self._gateways: set[asyncio.StreamWriter] = set()
 
-    async def serve(self, socket_path: str, started: Started) -> None:
-        """Returns when standard input ends; raises what the engine or the batcher raised."""
-        await asyncio.start_unix_server(self._serve_gateway, socket_path)
-        os.chmod(socket_path, 0o600)
-        announce(started)
+    async def serve(self, listener: socket.socket) -> None:
+        """Runs until the engine or the batcher fails; raises what they raised."""
+        await asyncio.start_unix_server(self._serve_gateway, sock=listener)
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(self._batcher.run()), tasks.create_task(self._report())]
-            await _end_of_input()
-            for task in running:
-                task.cancel()
+            tasks.create_task(self._batcher.run())
+            tasks.create_task(self._report())
 
     async def _serve_gateway(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._gateways.add(writer)
         self._send(writer, frame(Stats(self._scheduler.snapshot())))
         try:
             while True:
-                message = to_worker.decode(await read_frame(reader))
-                if isinstance(message, Submit):
-                    self._owners[message.request.request_id] = writer
-                    self._batcher.add(message.request)
-                else:
-                    self._batcher.abort(message.request_id)
+                self._handle(await read_message(reader, to_worker), writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the gateway is gone: that is how it says goodbye
+        except ProtocolError as error:
+            log.error("a gateway sent what is no message, its connection is closed: %s", error)
         finally:
             self._forget_gateway(writer)
+
+    def _handle(self, message: ToWorker, gateway: asyncio.StreamWriter) -> None:
+        if isinstance(message, Submit):
+            request_id = message.request.request_id
+            if request_id in self._owners:
+                raise ProtocolError(f"request {request_id} is under way already")
+            self._owners[request_id] = gateway
+            self._batcher.add(message.request)
+        elif self._owners.get(message.request_id) is gateway:
+            self._batcher.abort(message.request_id)
 
     def _forget_gateway(self, writer: asyncio.StreamWriter) -> None:
         self._gateways.discard(writer)
@@ -115,19 +121,44 @@ class Worker:
             await asyncio.sleep(STATS_INTERVAL)
 
 
-async def _end_of_input() -> None:
-    """Returns when the process at the other end of standard input has closed it or died."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while await reader.read(4096):
-        pass
-
-
-def announce(started: Started) -> None:
-    """Our one line; whatever a library prints later joins the log instead of filling a pipe that nobody reads."""
-    os.write(sys.stdout.fileno(), msgspec.json.encode(started) + b"\n")
+def take_stdout() -> int:
+    """A descriptor for our one line. What libraries print joins the log: nobody reads the pipe after that line."""
+    answer = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return answer
+
+
+def announce(answer: int, started: Started) -> None:
+    os.write(answer, msgspec.json.encode(started) + b"\n")
+    os.close(answer)
+
+
+def listen(socket_path: str) -> socket.socket:
+    """A socket that only our user can connect to. Raises EngineError."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(socket_path)
+        listener.bind(socket_path)
+        os.chmod(socket_path, 0o600)
+        listener.listen()
+    except OSError as error:
+        raise EngineError(f"can't listen at {socket_path}: {error.strerror or error}") from error
+    return listener
+
+
+def leave(socket_path: str, status: int) -> NoReturn:
+    """End at once. The engine's thread may be in native code, which an orderly shutdown waits for or crashes in."""
+    with contextlib.suppress(OSError):
+        os.unlink(socket_path)
+    os._exit(status)
+
+
+def leave_with_parent(socket_path: str) -> None:
+    """In a thread, since loading an engine takes minutes. The gateway ends us by closing our input, or by dying."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    leave(socket_path, 0)
 
 
 def main() -> None:
@@ -137,17 +168,26 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # The engine's thread is mostly in Python between its operators; the socket's thread must not wait 5 ms for it.
     sys.setswitchinterval(0.0005)
+    answer = take_stdout()
     config = msgspec.json.decode(sys.stdin.readline(), type=WorkerConfig)
+    threading.Thread(target=leave_with_parent, args=(config.socket_path,), daemon=True).start()
     try:
-        engine = registry.create(config.engine)
+        run(config, answer)
     except EngineError as error:
-        announce(Started(error=str(error)))
-        sys.exit(EXIT_CANNOT_START)
+        announce(answer, Started(error=str(error)))
+        leave(config.socket_path, EXIT_CANNOT_START)
+    except BaseException:
+        log.exception("the worker has failed")
+        leave(config.socket_path, EXIT_FAILED)
+
+
+def run(config: WorkerConfig, answer: int) -> None:
+    """Load the engine, say so, and serve. Raises EngineError when it can't be built, later whatever a step raised."""
+    listener = listen(config.socket_path)
+    engine = registry.create(config.engine)
     scheduler = Scheduler(engine.info, config.scheduler)
-    info = replace(engine.info, max_model_len=scheduler.max_model_len)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(config.socket_path)
-    asyncio.run(Worker(engine, scheduler).serve(config.socket_path, Started(info)))
+    announce(answer, Started(replace(engine.info, max_model_len=scheduler.max_model_len)))
+    asyncio.run(Worker(engine, scheduler).serve(listener))
 
 
 if __name__ == "__main__":

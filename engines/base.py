@@ -69,6 +69,8 @@ class ThreadedStepEngine(ABC):
     def _run(self) -> None:
         while (step := self._steps.get()) is not None:
             plan, future = step
+            if not future.set_running_or_notify_cancel():
+                continue  # the loop that awaited it has ended
             try:
                 future.set_result(self.execute(plan))
             except BaseException as error:  # the loop that awaits the future decides what a failed step means

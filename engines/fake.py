@@ -6,14 +6,20 @@ It computes nothing, so it measures what is around it, and every byte that reach
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from array import array
+from dataclasses import dataclass
+from typing import Any
 
 from engines.base import EngineError, ThreadedStepEngine
 from engines.types import EngineConfig, EngineInfo, ScheduledSequence, StepPlan, StepResult
 
 CONTEXT = 1_000_000
 BLOCK_SIZE = 32
+MAX_NUM_SEQS = 64
+TOKEN_BUDGET = 8192
+VOCABULARY = 256
 FIRST_PRINTABLE, NUM_PRINTABLE = 32, 95
 
 
@@ -33,26 +39,49 @@ def fake_answer(token_ids: list[int], num_tokens: int) -> list[int]:
     return [fake_token(digest, index) for index in range(num_tokens)]
 
 
-class FakeEngine(ThreadedStepEngine):
-    """`options`: `delay_ms`, the time that a step takes (0); `vocab`, the number of token ids it accepts (256);
-    `num_blocks` and `token_budget`, to make KV space and prefill scarce in tests."""
+@dataclass(slots=True, frozen=True)
+class FakeOptions:
+    """`options` of a model with engine = "fake". The last four are for tests; 0 is the default."""
 
+    delay_ms: float = 0  # the time that a step takes
+    vocab: int = 0  # token ids that it accepts; default 256
+    num_blocks: int = 0  # few make KV space scarce; default: four sequences of full length
+    token_budget: int = 0  # few make chunks of prompts; default 8192
+    steps_in_flight: int = 0  # default 1
+    fail_at_step: int = 0  # this step raises; default: none
+
+
+def read_options(options: dict[str, Any]) -> FakeOptions:
+    """Raises EngineError for an unknown name or a value that is not a number >= 0."""
+    names = list(FakeOptions.__dataclass_fields__)
+    for name, value in options.items():
+        if name not in names:
+            raise EngineError(f"options.{name}: unknown; the fake engine knows {', '.join(names)}")
+        allowed = (int, float) if name == "delay_ms" else (int,)
+        if isinstance(value, bool) or not isinstance(value, allowed) or not 0 <= value < math.inf:
+            kind = "a number" if name == "delay_ms" else "an integer"
+            raise EngineError(f"options.{name}: expected {kind} >= 0, got {value!r}")
+    return FakeOptions(**options)
+
+
+class FakeEngine(ThreadedStepEngine):
     def __init__(self, config: EngineConfig) -> None:
-        options = {"delay_ms": 0, "vocab": 256, "num_blocks": 0, "token_budget": 8192} | config.options
-        _check_options(options)
+        options = read_options(config.options)
         max_len = config.max_model_len or CONTEXT
         blocks_each = -(-max_len // BLOCK_SIZE)
-        self._delay = options["delay_ms"] / 1000
+        self._delay = options.delay_ms / 1000
+        self._steps_to_failure = options.fail_at_step
         self._prompts: dict[int, tuple[bytes, int]] = {}  # digest and length by sequence id
         super().__init__(
             EngineInfo(
                 max_model_len=max_len,
-                max_num_seqs=config.max_num_seqs,
-                vocab_size=options["vocab"],
+                max_num_seqs=config.max_num_seqs or MAX_NUM_SEQS,
+                vocab_size=options.vocab or VOCABULARY,
                 block_size=BLOCK_SIZE,
-                num_blocks=options["num_blocks"] or 4 * blocks_each,
-                token_budget=options["token_budget"],
-                description=f"fake, {options['delay_ms']} ms a step",
+                num_blocks=options.num_blocks or 4 * blocks_each,
+                token_budget=options.token_budget or TOKEN_BUDGET,
+                steps_in_flight=options.steps_in_flight or 1,
+                description=f"fake, {options.delay_ms:g} ms a step",
             )
         )
 
@@ -63,17 +92,15 @@ class FakeEngine(ThreadedStepEngine):
             self._prompts[new.sequence_id] = digest_prompt(new.prompt_token_ids), len(new.prompt_token_ids)
         if self._delay and plan.groups:
             time.sleep(self._delay)
+        self._count_down_to_failure()
         scheduled = (item for group in plan.groups for item in group if item.samples)
         return StepResult({item.sequence_id: self._token(item) for item in scheduled})
+
+    def _count_down_to_failure(self) -> None:
+        self._steps_to_failure -= 1
+        if self._steps_to_failure == 0:
+            raise RuntimeError("options.fail_at_step")
 
     def _token(self, item: ScheduledSequence) -> int:
         digest, prompt_len = self._prompts[item.sequence_id]
         return fake_token(digest, item.context_len - prompt_len)
-
-
-def _check_options(options: dict[str, object]) -> None:
-    for name, value in options.items():
-        if name not in ("delay_ms", "vocab", "num_blocks", "token_budget"):
-            raise EngineError(f"options.{name}: the fake engine has delay_ms, vocab, num_blocks and token_budget")
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise EngineError(f"options.{name}: expected a number >= 0, got {value!r}")

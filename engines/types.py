@@ -89,6 +89,7 @@ class OutputDelta:
     error: RequestError | None = None
     cached_tokens: int = 0  # of the prompt; set on the first delta
     queue_seconds: float = 0.0  # from arrival to the first step; set on the first delta
+    computed_tokens: int = 0  # of the prompt, cached ones included; set on the delta of an abort
 
 
 @dataclass(slots=True)

@@ -90,7 +90,10 @@ class PayloadTooLarge(APIError):
 
 
 class RateLimited(APIError):
-    """429. `type` is "requests" or "tokens" for a rate, "insufficient_quota" for a spent budget."""
+    """429: a quota, or a full admission queue (code "overloaded").
+
+    `type` is "requests" or "tokens" for a rate, "insufficient_quota" for a spent budget.
+    """
 
     status, type, code = 429, "requests", "rate_limit_exceeded"
 
@@ -110,7 +113,9 @@ class DeadlineExceeded(APIError):
 def from_engine(error: RequestError) -> APIError:
     """What the client is told when the worker ends a request in an error."""
     match error.code:
-        case ErrorCode.OVERLOADED | ErrorCode.QUEUE_TIMEOUT:
+        case ErrorCode.OVERLOADED:
+            return RateLimited(error.message, code=error.code, retry_after_ms=error.retry_after_ms)
+        case ErrorCode.QUEUE_TIMEOUT:
             return Overloaded(error.message, code=error.code, retry_after_ms=error.retry_after_ms)
         case ErrorCode.DEADLINE:
             return DeadlineExceeded(error.message)

@@ -1,0 +1,32 @@
+"""Why a request is not run: errors in words for its client."""
+
+from __future__ import annotations
+
+from engines.types import EngineInfo, ErrorCode, GenerationRequest, RequestError
+
+
+def check_request(request: GenerationRequest, info: EngineInfo, max_model_len: int) -> RequestError | None:
+    """What the engine could not run, whatever its state. The gateway has checked the same things: this is what keeps
+    one malformed request from failing a step, and with it everybody else's requests."""
+    prompt = request.prompt_token_ids
+    if not 0 < len(prompt) < max_model_len:
+        message = f"The prompt has {len(prompt)} tokens; this model takes 1 to {max_model_len - 1}."
+    elif min(prompt) < 0 or max(prompt) >= info.vocab_size:
+        message = f"The prompt has a token id outside the vocabulary of {info.vocab_size} tokens."
+    elif request.sampling.max_tokens < 1:
+        message = "max_tokens: expected at least 1."
+    else:
+        return None
+    return RequestError(ErrorCode.INVALID, message)
+
+
+def overloaded(num_waiting: int, retry_after_ms: int) -> RequestError:
+    message = f"The model is at capacity: {num_waiting} requests are waiting."
+    return RequestError(ErrorCode.OVERLOADED, message, retry_after_ms)
+
+
+def waited_in_vain(request: GenerationRequest, now: float, retry_after_ms: int) -> RequestError:
+    if now >= request.deadline:
+        return RequestError(ErrorCode.DEADLINE, "The request's time ran out while it was waiting.")
+    message = f"The model is at capacity: the request waited {now - request.arrival:.1f} s for a place."
+    return RequestError(ErrorCode.QUEUE_TIMEOUT, message, retry_after_ms)

@@ -1,0 +1,258 @@
+"""Per-request sampling for a batch of logits rows, shared by the step engines. numpy only.
+
+Order of the adjustments, as in transformers: repetition penalty, presence and frequency penalties, logit bias, the
+ban of stop tokens before `min_tokens`; then temperature, top-k, top-p (of what top-k left), min-p. A token id
+outside the vocabulary in `logit_bias` or `stop_token_ids` has no effect here: refusing it is the gateway's task.
+
+Every random token takes exactly one uniform number from its sequence's own generator and is found by inverting the
+distribution in float64, row by row: with equal logits a seeded answer is the same alone and in a crowd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.types import SamplingParams
+
+FloatRow = NDArray[np.float32]
+_CHUNK_ELEMENTS = 1 << 18  # rows are weighed in chunks that stay in the CPU's cache
+_MIN_TEMPERATURE = 1e-30  # a float32 that can still be divided by
+
+
+@dataclass(slots=True)
+class SampledTokens:
+    """`token_ids[i]` continues row i. `broken_rows` had NaN or infinite logits: the best finite token was taken."""
+
+    token_ids: list[int]
+    broken_rows: list[int] = field(default_factory=list)
+
+
+class TokenCounts:
+    """The tokens that penalties apply to, as growing arrays: `ids` and how often each was generated."""
+
+    def __init__(self, prompt_token_ids: Sequence[int]) -> None:
+        unique = list(dict.fromkeys(prompt_token_ids))
+        self._slots = {token: slot for slot, token in enumerate(unique)}
+        self._ids = np.zeros(max(64, 2 * len(unique)), dtype=np.int64)
+        self._counts = np.zeros(len(self._ids), dtype=np.float32)
+        self._ids[: len(unique)] = unique
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        return self._ids[: len(self._slots)]
+
+    @property
+    def counts(self) -> FloatRow:
+        return self._counts[: len(self._slots)]
+
+    def add(self, token: int) -> None:
+        slot = self._slots.setdefault(token, len(self._slots))
+        if slot == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._ids[slot] = token
+        self._counts[slot] += 1
+
+
+class SequenceSampler:
+    """One sequence's sampling state. It goes on after a preemption, since sampled tokens are kept."""
+
+    def __init__(self, prompt_token_ids: Sequence[int], params: SamplingParams, vocab_size: int) -> None:
+        self.params = params
+        self.greedy = params.temperature <= 0
+        self.truncates = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+        self.temperature = max(params.temperature, _MIN_TEMPERATURE)
+        seed = None if params.seed is None else params.seed % 2**64
+        self._random = None if self.greedy else np.random.Generator(np.random.PCG64(seed))
+        self._num_generated = 0
+        self._bias_ids, self._bias = _bias_arrays(params.logit_bias, vocab_size)
+        self._banned = np.array([t for t in params.stop_token_ids if 0 <= t < vocab_size], dtype=np.int64)
+        self._counts = self._initial_counts(prompt_token_ids)
+        bans = params.min_tokens > 0 and self._banned.size > 0
+        self.adjusts = self._counts is not None or self._bias_ids.size > 0 or bans
+
+    def _initial_counts(self, prompt_token_ids: Sequence[int]) -> TokenCounts | None:
+        params = self.params
+        if params.repetition_penalty != 1:
+            return TokenCounts(prompt_token_ids)
+        return TokenCounts([]) if params.presence_penalty or params.frequency_penalty else None
+
+    def uniform(self) -> float:
+        """The one random number of this sequence's next token, in [0, 1)."""
+        assert self._random is not None
+        return self._random.random()
+
+    def adjust(self, row: FloatRow) -> None:
+        """Apply penalties, bias and bans to one row of logits, in place."""
+        if self._counts is not None:
+            _penalize(row, self._counts, self.params)
+        row[self._bias_ids] += self._bias
+        if self._num_generated < self.params.min_tokens:
+            row[self._banned] = -np.inf
+
+    def record(self, token: int) -> None:
+        """Count a sampled token. Needed only for a sequence that `adjusts`."""
+        self._num_generated += 1
+        if self._counts is not None:
+            self._counts.add(token)
+
+
+def _bias_arrays(logit_bias: dict[int, float], vocab_size: int) -> tuple[NDArray[np.int64], FloatRow]:
+    known = {token: bias for token, bias in logit_bias.items() if 0 <= token < vocab_size}
+    return np.array(list(known), dtype=np.int64), np.array(list(known.values()), dtype=np.float32)
+
+
+def _penalize(row: FloatRow, counts: TokenCounts, params: SamplingParams) -> None:
+    logits = row[counts.ids]
+    if params.repetition_penalty != 1:
+        penalty = np.float32(params.repetition_penalty)
+        logits = np.where(logits > 0, logits / penalty, logits * penalty)
+    logits -= np.float32(params.frequency_penalty) * counts.counts
+    logits -= np.float32(params.presence_penalty) * (counts.counts > 0)
+    row[counts.ids] = logits
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What a steady batch needs again at every step. Rows are indices into the batch."""
+
+    sequence_ids: list[int]
+    states: list[SequenceSampler]
+    adjusting: list[int]
+    greedy: list[int]
+    random: list[int]
+
+
+class Sampler:
+    """The sampling states of all live sequences. Used from the engine's thread only."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._states: dict[int, SequenceSampler] = {}
+        self._batch = _Batch([], [], [], [], [])
+
+    def add(self, sequence_id: int, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        self._states[sequence_id] = SequenceSampler(prompt_token_ids, params, self._vocab_size)
+
+    def remove(self, sequence_id: int) -> None:
+        self._states.pop(sequence_id, None)
+        if sequence_id in self._batch.sequence_ids:
+            self._batch = _Batch([], [], [], [], [])
+
+    def sample(self, sequence_ids: list[int], logits: FloatRow) -> SampledTokens:
+        """Choose the next token of each sequence from its row of `logits` [n, vocabulary], which may be changed."""
+        batch = self._batch_of(sequence_ids)
+        for row in batch.adjusting:
+            batch.states[row].adjust(logits[row])
+        result = SampledTokens([0] * len(sequence_ids))
+        _sample_greedy(batch, logits, result)
+        _sample_random(batch, logits, result)
+        for row in batch.adjusting:
+            batch.states[row].record(result.token_ids[row])
+        return result
+
+    def _batch_of(self, sequence_ids: list[int]) -> _Batch:
+        if sequence_ids != self._batch.sequence_ids:
+            states = [self._states[sequence_id] for sequence_id in sequence_ids]
+            rows = range(len(states))
+            self._batch = _Batch(
+                sequence_ids=list(sequence_ids),
+                states=states,
+                adjusting=[row for row in rows if states[row].adjusts],
+                greedy=[row for row in rows if states[row].greedy],
+                random=[row for row in rows if not states[row].greedy],
+            )
+        return self._batch
+
+
+def _sample_greedy(batch: _Batch, logits: FloatRow, result: SampledTokens) -> None:
+    if not batch.random:
+        tokens = logits.argmax(axis=1).tolist()
+    else:
+        tokens = [int(logits[row].argmax()) for row in batch.greedy]
+    for row, token in zip(batch.greedy, tokens, strict=True):
+        # argmax puts NaN and +inf first, so the winner alone tells whether the row is sound.
+        result.token_ids[row] = token if np.isfinite(logits[row, token]) else _best_finite(row, logits, result)
+
+
+def _best_finite(row: int, logits: FloatRow, result: SampledTokens) -> int:
+    result.broken_rows.append(row)
+    return int(np.where(np.isfinite(logits[row]), logits[row], -np.inf).argmax())
+
+
+def _sample_random(batch: _Batch, logits: FloatRow, result: SampledTokens) -> None:
+    chunk = max(1, _CHUNK_ELEMENTS // logits.shape[1])
+    for first in range(0, len(batch.random), chunk):
+        rows = batch.random[first : first + chunk]
+        best = logits[rows].max(axis=1) if len(rows) > 1 else logits[rows[0]].max(keepdims=True)
+        sound = np.isfinite(best)
+        weights = _weights(logits, rows, np.where(sound, best, 0), batch)
+        for i, row in enumerate(rows):
+            state = batch.states[row]
+            uniform = state.uniform()
+            result.token_ids[row] = (
+                _draw(weights[i], state, uniform) if sound[i] else _best_finite(row, logits, result)
+            )
+
+
+def _weights(logits: FloatRow, rows: list[int], best: FloatRow, batch: _Batch) -> FloatRow:
+    """Unnormalized probabilities [len(rows), vocabulary]; the best token of each row weighs 1."""
+    temperatures = np.array([[batch.states[row].temperature] for row in rows], dtype=np.float32)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        scaled = (logits[rows] - best[:, None]) / temperatures
+        weights: FloatRow = np.exp(scaled, out=scaled)
+    return weights
+
+
+def _draw(weights: FloatRow, state: SequenceSampler, uniform: float) -> int:
+    if not state.truncates:
+        return _invert(np.cumsum(weights, dtype=np.float64), uniform)
+    kept = _kept_tokens(weights, state.params)
+    return int(kept.token_ids[_invert(kept.cumulative, uniform)])
+
+
+def _invert(cumulative: NDArray[np.float64], uniform: float) -> int:
+    """The first index whose cumulative weight exceeds `uniform` of the total; never a token of weight 0."""
+    total = cumulative[-1]
+    return int(cumulative.searchsorted(min(uniform * total, np.nextafter(total, 0)), side="right"))
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The tokens that top-k, top-p and min-p leave, best first, with their running sum of weights."""
+
+    token_ids: NDArray[np.int64]
+    cumulative: NDArray[np.float64]
+
+
+def _kept_tokens(weights: FloatRow, params: SamplingParams) -> _Kept:
+    """Each filter keeps the best tokens up to some point of the same order, so the shortest prefix wins."""
+    top_k = params.top_k if 0 < params.top_k < len(weights) else len(weights)
+    total = float(weights.sum(dtype=np.float64)) if top_k == len(weights) and params.top_p < 1 else 0.0
+    candidates = np.flatnonzero(weights >= _threshold(weights, top_k, total, params))
+    descending = np.argsort(-weights[candidates], kind="stable")[:top_k]
+    sorted_weights = weights[candidates[descending]]
+    cumulative = np.cumsum(sorted_weights, dtype=np.float64)
+    size = len(cumulative)
+    if params.top_p < 1:
+        size = min(size, int(cumulative.searchsorted(params.top_p * (total or cumulative[-1]), side="left")) + 1)
+    if params.min_p > 0:
+        size = min(size, max(1, int((sorted_weights >= params.min_p).sum())))
+    return _Kept(candidates[descending[:size]], cumulative[:size])
+
+
+def _threshold(weights: FloatRow, top_k: int, total: float, params: SamplingParams) -> Any:
+    """A weight below which no kept token lies, so that few tokens need sorting.
+
+    top-p: all tokens lighter than (1 - top_p) * total / V weigh less than (1 - top_p) * total together, so the
+    nucleus lies above.
+    """
+    if top_k < len(weights):
+        return np.partition(weights, len(weights) - top_k)[len(weights) - top_k]
+    lightest = (1 - params.top_p) * total / len(weights) if params.top_p < 1 else 0.0
+    return min(1.0, max(lightest, params.min_p))

@@ -1,0 +1,113 @@
+"""Load a transformers checkpoint from a local folder, or say in one line why it can't be served."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from engines.base import EngineError
+from engines.torch import attention, probe
+from engines.torch.kv_cache import LayerShape
+
+_DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(slots=True, frozen=True)
+class LoadedModel:
+    model: Any
+    layers: list[LayerShape]
+    vocab_size: int  # rows of the output embedding
+    max_positions: int  # 0: the configuration states none
+
+
+def load(path: str, dtype: str, device: torch.device) -> LoadedModel:
+    """Raises EngineError. Executes no code of the checkpoint and unpickles nothing."""
+    if dtype not in _DTYPES:
+        raise EngineError(f'dtype: expected one of {", ".join(_DTYPES)}, got "{dtype}"')
+    folder = Path(path)
+    config = _load_config(folder)
+    _check_config(config, folder)
+    attention.register()
+    model = _load_model(folder, config, dtype)
+    if model.dtype == torch.float16 and device.type == "cpu":
+        model = model.float()  # float16 is slow on a CPU, and float32 holds all of it
+    model = model.to(device).eval()
+    vocab_size = int(model.get_output_embeddings().weight.shape[0])
+    return LoadedModel(model, probe.layer_shapes(model), vocab_size, _max_positions(config))
+
+
+def _load_config(folder: Path) -> Any:
+    file = folder / "config.json"
+    if not folder.is_dir():
+        raise EngineError(f"path: no folder {folder}")
+    if not file.is_file():
+        raise EngineError(f"{folder}: no config.json: expected the folder of a transformers checkpoint")
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except json.JSONDecodeError as error:
+        raise EngineError(f"{file}: not valid JSON: {error}") from error
+    except Exception as error:
+        raise EngineError(f"{file}: {_one_line(error)}") from error
+
+
+def _check_config(config: Any, folder: Path) -> None:
+    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
+        raise EngineError(f"{folder}: no model.safetensors: only safetensors weights are loaded")
+    if getattr(config, "quantization_config", None):
+        raise EngineError(f"{folder}: quantization_config is not supported: use unquantized weights")
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if config.is_encoder_decoder or model_class is None:
+        raise EngineError(f"{folder}: model type {config.model_type} is not a causal language model")
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    if not model_class.is_backend_compatible():
+        raise EngineError(f"{folder}: {model_class.__name__} does not support attention back-ends")
+    if "logits_to_keep" not in inspect.signature(model_class.forward).parameters:
+        raise EngineError(f"{folder}: {model_class.__name__} does not support logits_to_keep")
+
+
+def _load_model(folder: Path, config: Any, dtype: str) -> Any:
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=_DTYPES[dtype],
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            attn_implementation=attention.ATTENTION_NAME,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise EngineError(f"{folder}: weights can't be loaded: {_one_line(error)}") from error
+    if report["missing_keys"]:
+        names = sorted(report["missing_keys"])
+        raise EngineError(f"{folder}: {len(names)} weights are missing, among them {names[0]}")
+    return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _max_positions(config: Any) -> int:
+    """The longest context whose positions are right for every sequence of a packed row.
+
+    longrope changes the frequencies of the whole row as soon as one sequence is longer than the original context,
+    so that its short sequences would change with their neighbours: it is served up to that length.
+    """
+    text = config.get_text_config(decoder=True)
+    limit = int(getattr(text, "max_position_embeddings", 0) or 0)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        original = rope.get("original_max_position_embeddings") or text.original_max_position_embeddings
+        limit = min(limit, int(original))
+    return limit

@@ -1,0 +1,176 @@
+"""Runs one step of a plan: pack the scheduled tokens in one row, run the model, sample, keep the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.sampling import Sampler
+from engines.torch.attention import AttentionBatch, PagedStep
+from engines.torch.kv_cache import PagedKVCache
+from engines.types import NewSequence, ScheduledSequence, StepPlan, StepResult
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class SequenceRecord:
+    """The engine's own record of a sequence: every known token, and its block table as an array."""
+
+    token_ids: list[int]
+    blocks: IntArray = field(default_factory=lambda: np.zeros(8, dtype=np.int64))
+    num_blocks: int = 0
+
+    def update_blocks(self, block_table: list[int]) -> None:
+        """Take over what was appended to the plan's table since the last step."""
+        added = len(block_table) - self.num_blocks
+        if added <= 0:
+            return
+        if len(block_table) > len(self.blocks):
+            self.blocks = np.resize(self.blocks, 2 * len(block_table))
+        self.blocks[self.num_blocks : len(block_table)] = block_table[self.num_blocks :]
+        self.num_blocks = len(block_table)
+
+
+@dataclass(slots=True)
+class PackedStep:
+    """A plan as arrays. Row i of the packed row is token `token_ids[i]` at `positions[i]`, kept in `slots[i]`."""
+
+    scheduled: list[ScheduledSequence]
+    token_ids: list[int]
+    positions: IntArray
+    slots: IntArray
+    starts: IntArray  # [sequences]
+    lengths: IntArray  # [sequences]
+    tables: IntArray  # [sequences, blocks]
+    parts: list[slice]  # of the sequences: those that attend together
+
+    def sampled(self) -> tuple[list[int], IntArray]:
+        """The sequences to sample for, and the last row of each."""
+        wanted = np.fromiter((s.samples for s in self.scheduled), dtype=bool, count=len(self.scheduled))
+        return [s.sequence_id for s in self.scheduled if s.samples], (self.lengths.cumsum() - 1)[wanted]
+
+
+def split_groups(groups: list[list[ScheduledSequence]]) -> list[list[ScheduledSequence]]:
+    """Each group's decodes and its prefill chunks: padded together, a decode would cost a chunk's queries."""
+    parts = []
+    for group in groups:
+        parts.append([s for s in group if s.num_tokens == 1])
+        parts.append([s for s in group if s.num_tokens > 1])
+    return [part for part in parts if part]
+
+
+def pack(plan: StepPlan, records: dict[int, SequenceRecord], block_size: int) -> PackedStep:
+    parts = split_groups(plan.groups)
+    scheduled = [sequence for part in parts for sequence in part]
+    token_ids: list[int] = []
+    for sequence in scheduled:
+        record = records[sequence.sequence_id]
+        record.update_blocks(sequence.block_table)
+        token_ids += record.token_ids[sequence.start : sequence.context_len]
+    starts = _array(s.start for s in scheduled)
+    lengths = _array(s.num_tokens for s in scheduled)
+    assert len(token_ids) == lengths.sum(), "the plan names a position whose token is not known"
+    tables = _tables([records[s.sequence_id] for s in scheduled])
+    row_of = np.repeat(np.arange(len(scheduled)), lengths)
+    positions: IntArray = np.arange(len(token_ids)) + (starts - lengths.cumsum() + lengths)[row_of]
+    slots = tables[row_of, positions // block_size] * block_size + positions % block_size
+    return PackedStep(scheduled, token_ids, positions, slots, starts, lengths, tables, _slices(parts))
+
+
+def _array(values: Iterable[int]) -> IntArray:
+    return np.fromiter(values, dtype=np.int64)
+
+
+def _tables(records: list[SequenceRecord]) -> IntArray:
+    tables = np.zeros((len(records), max(record.num_blocks for record in records)), dtype=np.int64)
+    for row, record in zip(tables, records, strict=True):
+        row[: record.num_blocks] = record.blocks[: record.num_blocks]
+    return tables
+
+
+def _slices(parts: list[list[ScheduledSequence]]) -> list[slice]:
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    return [slice(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
+
+
+class ModelRunner:
+    """Owns the sequences' records and their sampling state. Used from the engine's thread only."""
+
+    def __init__(self, model: Any, cache: PagedKVCache, vocab_size: int) -> None:
+        self._model = model
+        self._cache = cache
+        self._dtype: torch.dtype = model.dtype
+        self._device: torch.device = model.device
+        self._records: dict[int, SequenceRecord] = {}
+        self._sampler = Sampler(vocab_size)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        self._drop(plan.finished)
+        self._introduce(plan.new)
+        for sequence_id in plan.preempted:
+            self._records[sequence_id].num_blocks = 0
+        if not plan.groups:
+            return StepResult()
+        step = pack(plan, self._records, self._cache.block_size)
+        sequence_ids, rows = step.sampled()
+        logits = self._forward(step, rows)
+        return self._sample(sequence_ids, logits)
+
+    def _drop(self, finished: list[int]) -> None:
+        for sequence_id in finished:
+            self._records.pop(sequence_id, None)
+            self._sampler.remove(sequence_id)
+
+    def _introduce(self, new: list[NewSequence]) -> None:
+        for sequence in new:
+            self._records[sequence.sequence_id] = SequenceRecord(list(sequence.prompt_token_ids))
+            self._sampler.add(sequence.sequence_id, sequence.prompt_token_ids, sequence.sampling)
+
+    def _forward(self, step: PackedStep, rows: IntArray) -> torch.Tensor:
+        """Logits [len(rows), vocabulary] of the packed rows that are sampled."""
+        attention = PagedStep(self._cache, self._tensor(step.slots), self._batches(step))
+        output = self._model(
+            input_ids=torch.tensor([step.token_ids], device=self._device),
+            position_ids=self._tensor(step.positions)[None],
+            use_cache=False,
+            logits_to_keep=self._tensor(rows),
+            attention_step=attention,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _batches(self, step: PackedStep) -> list[AttentionBatch]:
+        first_rows = step.lengths.cumsum() - step.lengths
+        return [self._batch(step, part, int(first_rows[part.start])) for part in step.parts]
+
+    def _batch(self, step: PackedStep, part: slice, first_row: int) -> AttentionBatch:
+        starts, lengths = step.starts[part], step.lengths[part]
+        blocks = -(-int((starts + lengths).max()) // self._cache.block_size)
+        tables = self._tensor(step.tables[part, :blocks])
+        return AttentionBatch(
+            first_row, self._tensor(starts), self._tensor(lengths), tables, self._cache.block_size, self._dtype
+        )
+
+    def _tensor(self, array: IntArray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    def _sample(self, sequence_ids: list[int], logits: torch.Tensor) -> StepResult:
+        if not sequence_ids:
+            return StepResult()
+        sampled = self._sampler.sample(sequence_ids, logits.float().cpu().numpy())
+        for sequence_id, token in zip(sequence_ids, sampled.token_ids, strict=True):
+            self._records[sequence_id].token_ids.append(token)
+        for row in sampled.broken_rows:
+            self._scrub(self._records[sequence_ids[row]])
+        return StepResult(dict(zip(sequence_ids, sampled.token_ids, strict=True)))
+
+    def _scrub(self, record: SequenceRecord) -> None:
+        """A sequence whose logits are not finite may have left NaN in its blocks, which others will own."""
+        self._cache.scrub(self._tensor(record.blocks[: record.num_blocks]))

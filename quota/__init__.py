@@ -1,0 +1,1 @@
+"""Entitlement: limits in layers, counted exactly. Start with `quota.ledger`."""

@@ -1,0 +1,97 @@
+"""The composition root: which routes there are, and what stands around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+from starlette.websockets import WebSocket
+
+from server.auth import authenticate_route
+from server.errors import APIError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
+from server.request_id import RequestIdMiddleware
+from server.routes import admin, chat, completions, health, models
+from server.services import Services
+from server.websocket import refuse
+
+EXPOSED_HEADERS = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"] + [
+    f"x-ratelimit-{kind}-{unit}" for kind in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
+]
+
+
+def create_app(services: Services) -> ASGIApp:
+    """The stack, from the outside in: request ids, CORS, error envelopes, authentication, routes."""
+    origins = services.settings.server.cors_origins
+    app = _routes(services)
+    return RequestIdMiddleware(_allow_origins(app, origins) if origins else app)
+
+
+def _routes(services: Services) -> FastAPI:
+    app = FastAPI(
+        title="Penstock",
+        dependencies=[Depends(authenticate_route)],  # of every route: the default is deny
+        openapi_url=None,  # it would be a route without authentication
+        redirect_slashes=False,
+    )
+    app.state.penstock = services
+    for router in (chat.router, completions.router, models.router, health.router, admin.router):
+        app.include_router(router)
+    app.add_exception_handler(APIError, _api_error)  # type: ignore[arg-type]  # one handler for both kinds
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+def _allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "PATCH", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED_HEADERS,
+    )
+
+
+def _answer(error: APIError) -> JSONResponse:
+    return JSONResponse(error.envelope(), error.status, error.headers)
+
+
+async def _api_error(connection: Request | WebSocket, error: APIError) -> Response | None:
+    if isinstance(connection, WebSocket):
+        await refuse(connection, error)
+        return None
+    return _answer(error)
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: unknown routes and wrong methods."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path[:128]}"
+    headers = dict(error.headers or {})
+    match error.status_code:
+        case 404:
+            return _answer(NotFound(f"Unknown route: {where}.", code="unknown_url", headers=headers))
+        case 405:
+            return _answer(MethodNotAllowed(f"Method not allowed: {where}.", headers=headers))
+        case status:
+            refused = InvalidRequest(str(error.detail), headers=headers)
+            refused.status = status
+            return _answer(refused)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    """Bodies are read by `wire.body`; this is for a malformed path or query."""
+    assert isinstance(error, RequestValidationError)
+    return _answer(InvalidRequest("The request is malformed."))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """The traceback is logged by the server; the client learns nothing of it."""
+    return _answer(ServerError("The server had an error while processing your request."))

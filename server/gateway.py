@@ -1,0 +1,107 @@
+"""One gateway process: its services, its HTTP server, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from server.app import create_app
+from server.services import Services, running
+from server.settings import ServerSettings, Settings
+
+OnReady = Callable[[Services, str], None]
+PING_INTERVAL = 20.0  # seconds, on WebSockets
+
+
+class AddressError(Exception):
+    """The configured address can't be listened on. The message is one line."""
+
+
+class Gateway(uvicorn.Server):
+    """On SIGTERM or SIGINT it drains first: uvicorn alone would close WebSockets in mid-answer. Twice: at once."""
+
+    def __init__(self, config: uvicorn.Config, services: Services, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._services = services
+        self._on_ready = on_ready
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn would raise the signal again at the end, and the process would not exit with 0."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def _drain(self) -> None:
+        try:
+            await self._services.drain()
+        finally:
+            self.should_exit = True
+
+
+async def serve(settings: Settings, on_ready: OnReady) -> None:
+    """Until a signal ends it. Raises AddressError and what `services.running` raises."""
+    listener = bind(settings.server)
+    with listener:
+        async with running(settings) as services:
+            url = base_url(settings.server, listener)
+            config = uvicorn_config(settings, services)
+            await Gateway(config, services, lambda: on_ready(services, url)).serve([listener])
+
+
+def uvicorn_config(settings: Settings, services: Services) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(services),
+        log_config=None,  # ours, in JSON
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        ws_max_size=settings.limits.websocket_message_bytes,
+        ws_ping_interval=PING_INTERVAL,
+        ws_ping_timeout=PING_INTERVAL,
+        timeout_graceful_shutdown=5,  # everything has been drained before
+        ssl_certfile=settings.server.tls_cert or None,
+        ssl_keyfile=settings.server.tls_key or None,
+    )
+
+
+def bind(server: ServerSettings) -> socket.socket:
+    """The address is taken before models are loaded; connections are refused until they are."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((server.host, server.port))
+    except OSError as error:
+        listener.close()
+        raise AddressError(f"{server.host}:{server.port}: can't be listened on: {error.strerror}") from None
+    return listener
+
+
+def base_url(server: ServerSettings, listener: socket.socket) -> str:
+    """Where clients on this machine find us."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, server.host)  # noqa: S104 - read, not bound
+    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    scheme = "https" if server.tls_cert else "http"
+    return f"{scheme}://{host}:{listener.getsockname()[1]}/v1"

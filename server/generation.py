@@ -1,0 +1,417 @@
+"""A running request: from its reservation to its settlement.
+
+Everything that a request holds (its lease, its place in a worker, its receivers) is let go when the `async with` of
+its `Generation` is left, whatever the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from batching.client import Receiver, WorkerClient
+from engines.types import FinishReason, GenerationRequest, OutputDelta, SamplingParams, Usage
+from quota.levels import Layer
+from server.auth import Principal
+from server.entitlement import Entitlement, Grant
+from server.errors import APIError, Overloaded, from_engine
+from server.leases import LeaseKeeper
+from server.metrics import Metrics
+from server.registry import Deployment, Replica
+from server.routing import pick
+from server.settings import TimeoutSettings
+from server.store.records import UsageRecord, utc_now
+from server.text.stream import TextStream
+from server.wire.common import Answer, ResponseHead
+
+ABORT_PATIENCE = 1.0  # seconds to wait for the worker's account of aborted work
+
+
+@dataclass(slots=True, frozen=True)
+class Caller:
+    """Who asks, and what came with the request besides its body."""
+
+    principal: Principal
+    request_id: str  # ours
+    endpoint: str
+    features: frozenset[str] = frozenset()  # of the transport: websocket
+    client_request_id: str = ""
+    read_timeout: float | None = None  # how long the client waits for its next byte, in seconds
+    arrival: float = field(default_factory=time.monotonic)
+    started_at: datetime = field(default_factory=utc_now)
+
+
+@dataclass(slots=True, frozen=True)
+class PreparedPrompt:
+    token_ids: list[int]
+    sampling: SamplingParams
+    new_stream: Callable[[], TextStream]
+
+
+@dataclass(slots=True, frozen=True)
+class Job:
+    """A request that nothing is wrong with. It holds nothing yet."""
+
+    caller: Caller
+    deployment: Deployment
+    prompts: Sequence[PreparedPrompt]
+    features: frozenset[str]
+    head: ResponseHead
+    layers: tuple[Layer, ...]
+    streamed: bool
+    include_usage: bool
+
+    @property
+    def cost(self) -> int:
+        """Tokens that it may use at most."""
+        return sum(len(prompt.token_ids) + prompt.sampling.max_tokens for prompt in self.prompts)
+
+
+@dataclass(slots=True, frozen=True)
+class Resources:
+    """What every request of a gateway shares."""
+
+    entitlement: Entitlement
+    leases: LeaseKeeper
+    metrics: Metrics
+    timeouts: TimeoutSettings
+    finished: Callable[[UsageRecord, Caller], None]
+    salt_key: bytes
+    is_draining: Callable[[], bool]
+
+    def cache_salt(self, principal: Principal) -> bytes:
+        """Tenants never share prefix blocks, and no client can choose whose it meets."""
+        return hmac.digest(self.salt_key, principal.account_id.encode(), hashlib.sha256)[:16]
+
+
+@dataclass(slots=True, frozen=True)
+class Piece:
+    """What became known of one choice: text to send, and how it ended if it did."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One sequence of a request, from its deltas to its text."""
+
+    index: int
+    prompt: PreparedPrompt
+    receiver: Receiver
+    stream: TextStream
+    num_output: int = 0
+    num_cached: int = 0
+    num_computed: int = 0  # of the prompt
+    queue_seconds: float | None = None
+    finish_reason: FinishReason | None = None
+
+    def take(self, delta: OutputDelta) -> Piece:
+        """Raises the APIError that the engine ended this choice with."""
+        if delta.token_ids and not self.num_output:
+            self.num_cached, self.queue_seconds = delta.cached_tokens, delta.queue_seconds
+            self.num_computed = len(self.prompt.token_ids)
+        self.num_output += len(delta.token_ids)
+        if delta.error is not None:
+            self.finish_reason = FinishReason.ERROR
+            raise from_engine(delta.error)
+        return self._piece(delta)
+
+    def _piece(self, delta: OutputDelta) -> Piece:
+        token_ids = delta.token_ids
+        if delta.finish_reason is FinishReason.STOP:
+            token_ids = token_ids[:-1]  # the stop token ends the text without being part of it
+        piece = self.stream.add(token_ids)
+        text = piece.text
+        self.finish_reason = FinishReason.STOP if piece.stopped else delta.finish_reason
+        if delta.finish_reason is not None and not piece.stopped:
+            last = self.stream.finish()
+            text += last.text
+            if last.stopped:
+                self.finish_reason = FinishReason.STOP
+        return Piece(self.index, text, self.finish_reason)
+
+
+class Generation:
+    """A running request. Enter it to reserve and submit; leaving it aborts what runs and settles what was used.
+
+    One reader at a time. `headers` are the answer's, once entered.
+    """
+
+    def __init__(self, job: Job, resources: Resources) -> None:
+        self.job = job
+        self.headers: dict[str, str] = {}
+        self._resources = resources
+        self._ready = asyncio.Event()
+        self._choices: list[_Choice] = []
+        self._replica: Replica | None = None
+        self._client: WorkerClient | None = None
+        self._grant: Grant | None = None
+        self._times = resources.metrics.of(job.deployment.model, job.deployment.version)
+        self._settled = False
+        self._failure: APIError | None = None
+        self._first_token_at: float | None = None
+        self._last_delta_at = 0.0
+        self._deadline = job.caller.arrival + self._total_timeout()
+
+    def _total_timeout(self) -> float:
+        """A client that waits for a whole answer leaves when its read timeout is over; a stream keeps it waiting."""
+        total, client = self._resources.timeouts.total, self.job.caller.read_timeout
+        return total if self.job.streamed or client is None else min(total, client)
+
+    async def __aenter__(self) -> Generation:
+        self._grant = await self._reserve()
+        self.headers = self._grant.headers
+        try:
+            self._submit()
+        except APIError as error:
+            error.headers = self.headers | error.headers
+            await self._shielded_close(error)
+            raise
+        self._resources.leases.hold(self)
+        return self
+
+    async def _reserve(self) -> Grant:
+        """One lease a request, under its own id: a repeat is the same lease."""
+        return await self._resources.entitlement.reserve(self.lease_id, self.account, self.job.layers, self.job.cost)
+
+    def _submit(self) -> None:
+        """The receivers are registered before the work is sent (`WorkerClient.submit`)."""
+        self._replica = pick(self.job.deployment)
+        self._client = self._replica.client
+        assert self._client is not None
+        self._replica.num_open += 1
+        self._last_delta_at = time.monotonic()
+        for index, prompt in enumerate(self.job.prompts):
+            request = self._request(index, prompt)
+            receiver = self._client.submit(request, self._ready)
+            self._choices.append(_Choice(index, prompt, receiver, prompt.new_stream()))
+
+    def _request(self, index: int, prompt: PreparedPrompt) -> GenerationRequest:
+        caller = self.job.caller
+        return GenerationRequest(
+            request_id=f"{caller.request_id}-{index}",
+            account=caller.principal.account_id,
+            prompt_token_ids=prompt.token_ids,
+            sampling=prompt.sampling,
+            arrival=caller.arrival,
+            deadline=self._deadline,
+            cache_salt=self._resources.cache_salt(caller.principal),
+        )
+
+    # --- reading
+
+    @property
+    def is_done(self) -> bool:
+        return all(choice.finish_reason is not None for choice in self._choices)
+
+    @property
+    def usage(self) -> Usage:
+        """Of all choices so far."""
+        started = [choice for choice in self._choices if choice.num_output]
+        return Usage(
+            prompt_tokens=sum(len(choice.prompt.token_ids) for choice in started),
+            cached_tokens=sum(choice.num_cached for choice in started),
+            completion_tokens=sum(choice.num_output for choice in started),
+        )
+
+    async def next(self, patience: float = float("inf")) -> list[Piece]:
+        """What arrived since the last call; empty when nothing did within `patience` seconds.
+
+        Tokens that arrived meanwhile come together. When the last choice has ended, the lease is settled before
+        this returns. Raises APIError when the request failed.
+        """
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if pieces := self._take_all():
+                break
+            if not await self._wait(patience):
+                return []
+        if self.is_done:
+            await self._settle()
+        return pieces
+
+    async def collect(self) -> list[Answer]:
+        """The whole answers, in the order of the prompts."""
+        texts: list[list[str]] = [[] for _ in self._choices]
+        while not self.is_done:
+            for piece in await self.next():
+                texts[piece.index].append(piece.text)
+        return [
+            Answer("".join(text), choice.finish_reason)
+            for text, choice in zip(texts, self._choices, strict=True)
+            if choice.finish_reason is not None
+        ]
+
+    def _take_all(self) -> list[Piece]:
+        self._ready.clear()
+        pieces = []
+        for choice in self._choices:
+            if choice.finish_reason is None and (delta := choice.receiver.take()) is not None:
+                self._observe_delta()
+                piece = choice.take(delta)
+                if piece.finish_reason is not None and delta.finish_reason is None:
+                    self._abort(choice)  # a stop string: the engine doesn't know of it
+                pieces.append(piece)
+        return pieces
+
+    async def _wait(self, patience: float) -> bool:
+        """Whether something arrived. Raises when the engine, or the whole request, has taken too long."""
+        limit = min(self._deadline, self._last_delta_at + self._step_timeout)
+        timeout = min(patience, limit - time.monotonic())
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+        except TimeoutError:
+            if time.monotonic() < limit:
+                return False
+            raise self._too_late() from None
+        return True
+
+    @property
+    def _step_timeout(self) -> float:
+        timeouts = self._resources.timeouts
+        return timeouts.first_token if self._first_token_at is None else timeouts.between_tokens
+
+    def _too_late(self) -> APIError:
+        if time.monotonic() >= self._deadline:
+            return Overloaded("The request took too long.", code="request_timeout")
+        return Overloaded("The engine gives no sign of life.", code="engine_timeout")
+
+    def _observe_delta(self) -> None:
+        now = time.monotonic()
+        if self._first_token_at is None:
+            self._first_token_at = now
+            self._times.first_token.observe(now - self.job.caller.arrival)
+        else:
+            self._times.inter_token.observe(now - self._last_delta_at)
+        self._last_delta_at = now
+
+    # --- the lease (`leases.Leaseholder`)
+
+    @property
+    def lease_id(self) -> str:
+        return self.job.caller.request_id
+
+    @property
+    def account(self) -> str:
+        return self.job.caller.principal.account_id
+
+    @property
+    def tokens_used(self) -> int:
+        return self.usage.total_tokens
+
+    async def lease_expired(self) -> None:
+        """We were stopped for too long and others may have our place: ask for it again, or end in an error."""
+        try:
+            await self._reserve()
+        except APIError as error:
+            self.fail(error)
+
+    def fail(self, error: APIError) -> None:
+        """The reader gets this error next."""
+        self._failure = error
+        self._ready.set()
+
+    # --- the end
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        await self._shielded_close(error)
+
+    async def _shielded_close(self, error: BaseException | None) -> None:
+        """Cancelled or not, the work is aborted and the lease settled; then the cancellation goes on."""
+        closing = asyncio.create_task(self._close(error))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait([closing])
+            raise
+
+    async def _close(self, error: BaseException | None) -> None:
+        self._resources.leases.drop(self)
+        await self._abort_unfinished()
+        await self._settle()
+        if self._replica is not None:
+            self._replica.num_open -= 1
+        self._resources.finished(self._usage_record(self._outcome(error)), self.job.caller)
+
+    async def _abort_unfinished(self) -> None:
+        """Stop what still runs, and hear how far its prompts had come: that is what is charged."""
+        unfinished = [choice for choice in self._choices if choice.finish_reason is None]
+        for choice in unfinished:
+            self._abort(choice)
+        for choice in unfinished:
+            await self._await_abort(choice)
+        for choice in self._choices:
+            if self._client is not None:
+                self._client.forget(choice.receiver.request_id)
+
+    async def _await_abort(self, choice: _Choice) -> None:
+        try:
+            async with asyncio.timeout(ABORT_PATIENCE):
+                while choice.finish_reason is None:
+                    delta = await choice.receiver.get()
+                    choice.num_output += len(delta.token_ids)
+                    choice.num_computed = max(choice.num_computed, delta.computed_tokens)
+                    choice.finish_reason = delta.finish_reason
+        except TimeoutError:
+            choice.finish_reason = FinishReason.ABORT
+
+    def _abort(self, choice: _Choice) -> None:
+        if self._client is not None:
+            self._client.abort(choice.receiver.request_id)
+
+    async def _settle(self) -> None:
+        """What was computed is charged; a request that the engine never began costs nothing at all."""
+        if self._settled or self._grant is None:
+            return
+        self._settled = True
+        used = sum(choice.num_computed + choice.num_output for choice in self._choices)
+        if used:
+            await self._resources.entitlement.settle(self._grant, used)
+        else:
+            await self._resources.entitlement.release(self._grant)
+
+    def _outcome(self, error: BaseException | None) -> str:
+        if isinstance(error, APIError):
+            return error.code or error.type
+        if error is not None:
+            return FinishReason.ABORT if isinstance(error, asyncio.CancelledError) else "server_error"
+        reasons = [choice.finish_reason for choice in self._choices if choice.finish_reason is not None]
+        return reasons[0] if reasons else FinishReason.ABORT
+
+    def _since_arrival(self, moment: float | None) -> float | None:
+        return None if moment is None else moment - self.job.caller.arrival
+
+    def _usage_record(self, outcome: str) -> UsageRecord:
+        job, caller = self.job, self.job.caller
+        usage = self.usage
+        queue_seconds = self._choices[0].queue_seconds if self._choices else None
+        return UsageRecord(
+            request_id=caller.request_id,
+            account_id=caller.principal.account_id,
+            key_id=caller.principal.key_id,
+            model=job.deployment.model,
+            version=job.deployment.version,
+            endpoint=caller.endpoint,
+            features=job.features,
+            prompt_tokens=sum(choice.num_computed for choice in self._choices),
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=sum(choice.num_output for choice in self._choices),
+            started_at=caller.started_at,
+            queue_ms=_milliseconds(queue_seconds),
+            first_token_ms=_milliseconds(self._since_arrival(self._first_token_at)),
+            total_ms=round(1000 * (time.monotonic() - caller.arrival)),
+            outcome=outcome,
+        )
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else round(1000 * seconds)

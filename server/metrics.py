@@ -1,0 +1,157 @@
+"""Prometheus metrics. Labels are bounded sets: deployments, endpoints, outcomes, levels; never accounts or keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from batching.stats import BATCH_SIZE_BOUNDS, WorkerStats
+from engines.types import Usage
+
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+DEPLOYMENT = ("model", "version")
+
+StatsSource = Callable[[], Iterable[tuple[str, str, WorkerStats, bool]]]
+"""Model, version, statistics and readiness of every replica."""
+
+
+@dataclass(slots=True, frozen=True)
+class DeploymentTimes:
+    """One deployment's histograms: looking them up by label is too slow to do at every token."""
+
+    queue: Histogram
+    first_token: Histogram
+    inter_token: Histogram
+    request: Histogram
+
+
+class Metrics:
+    """One registry a gateway, so that tests and several apps in one process don't meet in a global."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._times: dict[tuple[str, str], DeploymentTimes] = {}
+        self.requests = self._counter("penstock_requests", "Finished requests", *DEPLOYMENT, "endpoint", "outcome")
+        self.tokens = self._counter("penstock_tokens", "Tokens of finished requests", *DEPLOYMENT, "kind")
+        self.refusals = self._counter("penstock_quota_refusals", "Requests that a quota refused", "level", "dimension")
+        self.restarts = self._counter("penstock_worker_restarts", "Workers started again", *DEPLOYMENT)
+        self.queue_time = self._histogram("penstock_queue_seconds", "Arrival to first step", LATENCY_BUCKETS)
+        self.first_token = self._histogram(
+            "penstock_time_to_first_token_seconds", "Arrival to first token", LATENCY_BUCKETS
+        )
+        self.inter_token = self._histogram(
+            "penstock_inter_token_seconds", "Gap between deltas of one request", TOKEN_BUCKETS
+        )
+        self.request_time = self._histogram(
+            "penstock_request_seconds", "Arrival to the end of the answer", LATENCY_BUCKETS
+        )
+
+    def watch_workers(self, source: StatsSource) -> None:
+        self.registry.register(WorkerCollector(source))
+
+    def count_lost_usage(self, dropped: Callable[[], int]) -> None:
+        gauge = Gauge("penstock_usage_rows_lost", "Usage rows that could not be stored", registry=self.registry)
+        gauge.set_function(dropped)
+
+    def of(self, model: str, version: str) -> DeploymentTimes:
+        """Deployments are few and never forgotten."""
+        if (times := self._times.get((model, version))) is None:
+            families = (self.queue_time, self.first_token, self.inter_token, self.request_time)
+            times = DeploymentTimes(*(family.labels(model, version) for family in families))
+            self._times[model, version] = times
+        return times
+
+    def observe_usage(self, model: str, version: str, usage: Usage) -> None:
+        self.tokens.labels(model, version, "prompt").inc(usage.prompt_tokens)
+        self.tokens.labels(model, version, "cached").inc(usage.cached_tokens)
+        self.tokens.labels(model, version, "completion").inc(usage.completion_tokens)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, DEPLOYMENT, buckets=buckets, registry=self.registry)
+
+
+GAUGES = {
+    "running": ("penstock_requests_running", "Requests that the engine is working on"),
+    "waiting": ("penstock_requests_waiting", "Requests in the admission queue"),
+    "kv_blocks_used": ("penstock_kv_blocks_used", "KV blocks held by sequences"),
+    "kv_blocks": ("penstock_kv_blocks", "KV blocks in all"),
+}
+COUNTERS = {
+    "steps": ("penstock_engine_steps", "Steps"),
+    "prefill_tokens": ("penstock_engine_prefill_tokens", "Prompt tokens computed"),
+    "cached_tokens": ("penstock_engine_cached_tokens", "Prompt tokens found in the prefix cache"),
+    "generated_tokens": ("penstock_engine_generated_tokens", "Tokens sampled"),
+    "attention_cells": ("penstock_attention_cells", "Query-key pairs asked for"),
+    "padding_cells": ("penstock_padding_cells", "Query-key pairs that padding to a length bucket added"),
+    "preemptions": ("penstock_preemptions", "Sequences that lost their KV space and were computed again"),
+    "step_seconds": ("penstock_engine_step_seconds", "Time spent waiting for steps"),
+}
+
+
+class WorkerCollector(Collector):
+    """Reads the workers' latest reports when somebody scrapes; replicas of one deployment are summed."""
+
+    def __init__(self, source: StatsSource) -> None:
+        self._source = source
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        rows = list(self._source())
+        for field, (name, text) in GAUGES.items():
+            gauge = GaugeMetricFamily(name, text, labels=DEPLOYMENT)
+            for labels, value in _sums(rows, field).items():
+                gauge.add_metric(labels, value)
+            yield gauge
+        for field, (name, text) in COUNTERS.items():
+            counter = CounterMetricFamily(name, text, labels=DEPLOYMENT)
+            for labels, value in _sums(rows, field).items():
+                counter.add_metric(labels, value)
+            yield counter
+        yield _ready(rows)
+        yield _batch_sizes(rows)
+
+
+Row = tuple[str, str, WorkerStats, bool]
+
+
+def _sums(rows: list[Row], field: str) -> dict[tuple[str, str], float]:
+    sums: dict[tuple[str, str], float] = {}
+    for model, version, stats, _ in rows:
+        sums[model, version] = sums.get((model, version), 0) + getattr(stats, field)
+    return sums
+
+
+def _ready(rows: list[Row]) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily("penstock_replicas_ready", "Replicas that can serve", labels=DEPLOYMENT)
+    counts: dict[tuple[str, str], int] = {}
+    for model, version, _, ready in rows:
+        counts[model, version] = counts.get((model, version), 0) + ready
+    for labels, count in counts.items():
+        gauge.add_metric(labels, count)
+    return gauge
+
+
+def _batch_sizes(rows: list[Row]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily("penstock_batch_size", "Sequences in a step", labels=DEPLOYMENT)
+    by_deployment: dict[tuple[str, str], list[WorkerStats]] = {}
+    for model, version, stats, _ in rows:
+        by_deployment.setdefault((model, version), []).append(stats)
+    for labels, all_stats in by_deployment.items():
+        counts = [sum(column) for column in zip(*(s.batch_size_buckets for s in all_stats), strict=True)]
+        bounds = [*map(str, BATCH_SIZE_BOUNDS), "+Inf"]
+        cumulative = [(bound, float(sum(counts[: i + 1]))) for i, bound in enumerate(bounds)]
+        family.add_metric(labels, cumulative, float(sum(s.batch_size_sum for s in all_stats)))
+    return family

@@ -1,0 +1,141 @@
+"""What is done with a request before it runs: resolve, tokenize, filter, check.
+
+Whatever is wrong with a request is said here, while nothing is held. `server.generation` then runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from engines.types import Usage
+from server import logs
+from server.errors import InvalidRequest, Overloaded
+from server.generation import Caller, Generation, Job, PreparedPrompt, Resources
+from server.metrics import Metrics
+from server.registry import Deployment
+from server.routing import Router
+from server.store.records import UsageRecord
+from server.text.content_filter import ContentFilter
+from server.text.stream import TextStream
+from server.wire.chat import ChatCompletionRequest
+from server.wire.common import ResponseHead, new_id
+from server.wire.completions import CompletionRequest, check_token_prompt
+from server.wire.sampling import GenerationFields, resolve
+
+DRAIN_RETRY_MS = 1000  # by then a load balancer has seen /readyz
+LONG_TEXT = 20_000  # characters; longer ones are tokenized off the event loop
+
+T = TypeVar("T")
+
+
+class Pipeline:
+    """What every request goes through. One a gateway."""
+
+    def __init__(self, router: Router, content_filter: ContentFilter, resources: Resources) -> None:
+        self.router = router
+        self._filter = content_filter
+        self._resources = resources
+
+    async def chat(self, caller: Caller, body: ChatCompletionRequest) -> Generation:
+        """Raises APIError when something is wrong with the request; nothing is held yet."""
+        deployment = self.router.resolve(body.model, caller.principal)
+        self._check_content((message.text for message in body.messages), "messages")
+        messages = [message.for_template() for message in body.messages]
+        size = sum(len(message.text) for message in body.messages)
+        prompt = await _off_loop_if_long(size, lambda: deployment.encoder.encode(messages))
+        prepared = self._prepare(body, deployment, prompt.token_ids)
+        return self._generation(caller, body, deployment, [prepared], "chat", "chatcmpl")
+
+    async def completion(self, caller: Caller, body: CompletionRequest) -> Generation:
+        """The same for legacy completions: one choice a prompt."""
+        deployment = self.router.resolve(body.model, caller.principal)
+        self._check_content((prompt for prompt in body.prompt if isinstance(prompt, str)), "prompt")
+        size = sum(map(len, body.prompt))
+        encoded = await _off_loop_if_long(size, lambda: [_encode(prompt, deployment) for prompt in body.prompt])
+        prepared = [self._prepare(body, deployment, token_ids) for token_ids in encoded]
+        return self._generation(caller, body, deployment, prepared, "completions", "cmpl")
+
+    def _check_content(self, texts: Iterable[str], param: str) -> None:
+        for text in texts:
+            if self._filter.check(text) is not None:
+                raise InvalidRequest(
+                    "The request was refused by the content filter.", param=param, code="content_filter"
+                )
+
+    def _prepare(self, body: GenerationFields, deployment: Deployment, token_ids: list[int]) -> PreparedPrompt:
+        sampling = resolve(body, len(token_ids), deployment.limits)
+
+        def new_stream() -> TextStream:
+            # The text is that of the new tokens alone, as transformers decodes them.
+            return TextStream(deployment.tokenizer.detokenizer(), body.stop, self._filter.output_mask())
+
+        return PreparedPrompt(token_ids, sampling, new_stream)
+
+    def _generation(
+        self,
+        caller: Caller,
+        body: GenerationFields,
+        deployment: Deployment,
+        prompts: list[PreparedPrompt],
+        feature: str,
+        id_prefix: str,
+    ) -> Generation:
+        if self._resources.is_draining():
+            raise Overloaded("The server is shutting down.", code="shutting_down", retry_after_ms=DRAIN_RETRY_MS)
+        principal = caller.principal
+        features = caller.features | {feature} | ({"stream"} if body.stream else set())
+        job = Job(
+            caller=caller,
+            deployment=deployment,
+            prompts=prompts,
+            features=features,
+            head=ResponseHead(new_id(id_prefix), int(time.time()), deployment.id, deployment.fingerprint),
+            layers=self._resources.entitlement.layers(principal, deployment.model, deployment.version, features),
+            streamed=bool(body.stream),
+            include_usage=body.include_usage,
+        )
+        return Generation(job, self._resources)
+
+
+def report(record: UsageRecord, caller: Caller, metrics: Metrics) -> None:
+    """Count and log one finished request. Its text is in neither."""
+    metrics.requests.labels(record.model, record.version, record.endpoint, record.outcome).inc()
+    usage = Usage(record.prompt_tokens, record.cached_tokens, record.completion_tokens)
+    metrics.observe_usage(record.model, record.version, usage)
+    times = metrics.of(record.model, record.version)
+    times.request.observe(record.total_ms / 1000)
+    if record.queue_ms is not None:
+        times.queue.observe(record.queue_ms / 1000)
+    logs.request_finished(_log_fields(record, caller))
+
+
+def _log_fields(record: UsageRecord, caller: Caller) -> dict[str, object]:
+    return {
+        "request_id": record.request_id,
+        "client_request_id": caller.client_request_id,
+        "account": caller.principal.account_name,
+        "key": record.key_id,
+        "model": f"{record.model}@{record.version}",
+        "endpoint": record.endpoint,
+        "outcome": record.outcome,
+        "prompt_tokens": record.prompt_tokens,
+        "cached_tokens": record.cached_tokens,
+        "completion_tokens": record.completion_tokens,
+        "queue_ms": record.queue_ms,
+        "first_token_ms": record.first_token_ms,
+        "total_ms": record.total_ms,
+    }
+
+
+def _encode(prompt: str | list[int], deployment: Deployment) -> list[int]:
+    if isinstance(prompt, str):
+        return deployment.tokenizer.encode(prompt, add_special_tokens=True)
+    check_token_prompt(prompt, deployment.limits.vocab_size)
+    return prompt
+
+
+async def _off_loop_if_long(size: int, work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work) if size > LONG_TEXT else work()

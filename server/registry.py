@@ -1,0 +1,174 @@
+"""The models that are served: every declared version, with its tokenizer and its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from batching.client import WorkerClient
+from batching.protocol import WorkerConfig
+from batching.scheduler import SchedulerConfig
+from batching.stats import WorkerStats
+from batching.supervisor import WorkerSupervisor
+from engines.types import EngineConfig, EngineInfo
+from server import model_files
+from server.settings import ModelSettings, Settings
+from server.text.chat_template import ChatTemplate
+from server.text.prompt import ChatEncoder
+from server.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from server.wire.sampling import ModelLimits, SamplingDefaults
+
+
+@dataclass(slots=True)
+class Replica:
+    """One engine of a deployment. `num_open` counts this gateway's requests on it."""
+
+    supervisor: WorkerSupervisor
+    num_open: int = 0
+
+    @property
+    def client(self) -> WorkerClient | None:
+        return self.supervisor.client
+
+    @property
+    def stats(self) -> WorkerStats:
+        return self.client.stats if self.client is not None else WorkerStats()
+
+    @property
+    def load(self) -> int:
+        """Requests on it: as the worker last reported, or as we know of if that is more recent."""
+        return max(self.num_open, self.stats.running + self.stats.waiting)
+
+
+@dataclass(slots=True, frozen=True)
+class Deployment:
+    """One version of one model being served."""
+
+    model: str
+    version: str
+    encoder: ChatEncoder
+    limits: ModelLimits
+    replicas: Sequence[Replica]
+    fingerprint: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        return f"{self.model}@{self.version}"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.encoder.tokenizer
+
+    @property
+    def is_ready(self) -> bool:
+        return any(replica.client is not None for replica in self.replicas)
+
+
+class Registry:
+    """Starts what the settings declare, all of it or nothing."""
+
+    def __init__(self, settings: Settings, socket_dir: Path, on_restart: Callable[[str, str], None]) -> None:
+        self._settings = settings
+        self._socket_dir = socket_dir
+        self._on_restart = on_restart
+        self.deployments: dict[str, Deployment] = {}  # by name@version, in the order of their declaration
+
+    async def start(self) -> None:
+        """Load every model; returns when all of them serve. Raises EngineError, ModelFilesError or TokenizerError."""
+        starting = [asyncio.create_task(self._deploy(model)) for model in self._settings.models]
+        try:
+            for deployment in await asyncio.gather(*starting):
+                self.deployments[deployment.id] = deployment
+        except BaseException:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            await self._stop(replica for task in starting if _succeeded(task) for replica in task.result().replicas)
+            raise
+
+    async def stop(self) -> None:
+        await self._stop(replica for deployment in self.deployments.values() for replica in deployment.replicas)
+
+    async def _stop(self, replicas: Iterator[Replica]) -> None:
+        await asyncio.gather(*(replica.supervisor.stop() for replica in replicas))
+
+    def replica_stats(self) -> Iterator[tuple[str, str, WorkerStats, bool]]:
+        for deployment in self.deployments.values():
+            for replica in deployment.replicas:
+                yield deployment.model, deployment.version, replica.stats, replica.client is not None
+
+    async def _deploy(self, model: ModelSettings) -> Deployment:
+        folder = await asyncio.to_thread(model_files.find, model.path) if model.path else None
+        encoder = await asyncio.to_thread(_load_encoder, model, folder)
+        replicas = [self._replica(model, folder, index) for index in range(model.replicas)]
+        try:
+            async with asyncio.TaskGroup() as starting:
+                for replica in replicas:
+                    starting.create_task(replica.supervisor.start())
+        except BaseException as error:
+            await self._stop(iter(replicas))
+            raise error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error from None
+        info = replicas[0].supervisor.info
+        assert info is not None
+        return Deployment(
+            model=model.name,
+            version=model.version,
+            encoder=encoder,
+            limits=_limits(model, folder, info, encoder.tokenizer),
+            replicas=replicas,
+            fingerprint=_fingerprint(model, info),
+        )
+
+    def _replica(self, model: ModelSettings, folder: Path | None, index: int) -> Replica:
+        name = f"{model.id}#{index}" if model.replicas > 1 else model.id
+        # A short name: the path of a Unix socket ends at 107 bytes.
+        socket = self._socket_dir / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.sock"
+        config = WorkerConfig(
+            socket_path=str(socket),
+            engine=EngineConfig(
+                kind=model.engine,
+                path=str(folder or ""),
+                dtype=model.dtype,
+                quantize=model.quantize,
+                max_model_len=model.max_model_len,
+                max_num_seqs=model.max_num_seqs,
+                options=model.options,
+            ),
+            scheduler=SchedulerConfig(max_queue=model.max_queue, queue_timeout=self._settings.timeouts.queue),
+        )
+        return Replica(WorkerSupervisor(config, name, lambda: self._on_restart(model.name, model.version)))
+
+
+def _succeeded(task: asyncio.Task[Deployment]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _load_encoder(model: ModelSettings, folder: Path | None) -> ChatEncoder:
+    if folder is None:  # the deterministic engine
+        return ChatEncoder(ByteTokenizer(), ChatTemplate.contents_only())
+    tokenizer = load_tokenizer(model_files.find(model.tokenizer) if model.tokenizer else folder)
+    template = ChatTemplate.load(
+        folder, tokenizer.special_tokens, model=f"The model {model.id}", system_prompt=model.system_prompt
+    )
+    return ChatEncoder(tokenizer, template)
+
+
+def _limits(model: ModelSettings, folder: Path | None, info: EngineInfo, tokenizer: Tokenizer) -> ModelLimits:
+    return ModelLimits(
+        context=info.max_model_len,
+        vocab_size=info.vocab_size,
+        max_tokens_default=model.max_tokens_default,
+        eos_token_ids=tokenizer.eos_token_ids,
+        defaults=SamplingDefaults.load(folder) if folder else SamplingDefaults(),
+    )
+
+
+def _fingerprint(model: ModelSettings, info: EngineInfo) -> str:
+    """Changes whenever the same seed might give another answer."""
+    parts = (model.id, model.engine, model.quantize, str(model.options), info.description)
+    return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]

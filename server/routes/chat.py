@@ -1,0 +1,26 @@
+"""`/v1/chat/completions`: JSON and server-sent events by POST, frames over a WebSocket."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.websockets import WebSocket
+
+from server.routes.common import CurrentCaller, CurrentServices, read, respond
+from server.websocket import ChatSocket
+from server.wire.chat import ChatChunkEncoder, ChatCompletionRequest, chat_completion
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions")
+async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
+    body = await read(request, ChatCompletionRequest, services)
+    generation = await services.pipeline.chat(caller, body)
+    return respond(generation, chat_completion, ChatChunkEncoder, services)
+
+
+@router.websocket("/v1/chat/completions")
+async def converse(websocket: WebSocket, services: CurrentServices) -> None:
+    await ChatSocket(websocket, services).serve()

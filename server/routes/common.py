@@ -1,0 +1,73 @@
+"""What the endpoint families share: who calls, and with which services."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, TypeVar, cast
+
+from fastapi import Depends
+from pydantic import BaseModel
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from server.auth import Principal, current_principal
+from server.generation import Caller, Generation
+from server.request_id import request_id_of
+from server.services import Services
+from server.streaming import EventStream, Render, WholeAnswer
+from server.wire.body import read_json
+from server.wire.common import ChunkEncoder
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    return cast(Services, connection.app.state.penstock)
+
+
+CurrentServices = Annotated[Services, Depends(services_of)]
+CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
+
+
+def current_caller(request: Request, principal: CurrentPrincipal) -> Caller:
+    return Caller(
+        principal=principal,
+        request_id=request_id_of(request),
+        endpoint=request.scope["path"],
+        client_request_id=request.headers.get("x-request-id", "")[:128],
+        read_timeout=_seconds(request.headers.get("x-stainless-read-timeout")),
+    )
+
+
+CurrentCaller = Annotated[Caller, Depends(current_caller)]
+
+
+def _seconds(text: str | None) -> float | None:
+    """OpenAI's SDK says how long it waits for a byte; what is no positive number says nothing."""
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < math.inf else None
+
+
+async def read(request: Request, model: type[Body], services: Services) -> Body:
+    """The body, within the configured bounds. Authentication has happened: it is a dependency of the route."""
+    settings = services.settings
+    return await read_json(request, model, settings.limits.body_bytes, settings.timeouts.body)
+
+
+def respond(generation: Generation, render: Render, encoder: type[ChunkEncoder], services: Services) -> Response:
+    """The response runs the generation: whole, or as events."""
+    job = generation.job
+    if not job.streamed:
+        return WholeAnswer(generation, render)
+    timeouts = services.settings.timeouts
+    patience = job.caller.read_timeout
+    return EventStream(
+        generation,
+        encoder(job.head, include_usage=job.include_usage, choices=len(job.prompts)),
+        # A client that gives up after n seconds without a byte hears from us before that.
+        keep_alive=timeouts.keep_alive if patience is None else min(timeouts.keep_alive, patience / 2),
+        write_timeout=timeouts.write,
+    )

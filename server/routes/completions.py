@@ -1,0 +1,19 @@
+"""`/v1/completions`: OpenAI's legacy endpoint, one choice a prompt."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.routes.common import CurrentCaller, CurrentServices, read, respond
+from server.wire.completions import CompletionChunkEncoder, CompletionRequest, completion
+
+router = APIRouter()
+
+
+@router.post("/v1/completions")
+async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
+    body = await read(request, CompletionRequest, services)
+    generation = await services.pipeline.completion(caller, body)
+    return respond(generation, completion, CompletionChunkEncoder, services)

@@ -1,0 +1,57 @@
+"""What a request's `model` field means, and which replica gets the request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from server.auth import Principal
+from server.errors import ModelNotFound, Overloaded
+from server.registry import Deployment, Registry, Replica
+from server.settings import RoutingSettings
+
+STARTING_RETRY_MS = 2000
+
+
+class Router:
+    """`name`, `name@version` and aliases -> Deployment -> Replica."""
+
+    def __init__(self, registry: Registry, settings: RoutingSettings) -> None:
+        self._registry = registry
+        self._settings = settings
+
+    def resolve(self, model: str, principal: Principal) -> Deployment:
+        """Raises ModelNotFound, for a model that the key may not see too: it does not learn that there is one."""
+        target = self._settings.aliases.get(model, model)
+        deployment = self._registry.deployments.get(target) or self._default_version(target)
+        if deployment is None or not principal.may_use_model(deployment.model, deployment.version):
+            raise ModelNotFound(
+                f"The model '{model[:128]}' does not exist or you do not have access to it.", param="model"
+            )
+        return deployment
+
+    def _default_version(self, name: str) -> Deployment | None:
+        """The configured one, else the version declared last."""
+        if (version := self._settings.default_versions.get(name)) is not None:
+            return self._registry.deployments.get(f"{name}@{version}")
+        versions = [d for d in self._registry.deployments.values() if d.model == name]
+        return versions[-1] if versions else None
+
+    def visible(self, principal: Principal) -> Iterator[tuple[str, Deployment]]:
+        """Every id that the key can ask for: names, names with versions, aliases."""
+        deployments = self._registry.deployments.values()
+        names = dict.fromkeys(d.model for d in deployments)
+        for name in [*names, *(d.id for d in deployments), *self._settings.aliases]:
+            try:
+                yield name, self.resolve(name, principal)
+            except ModelNotFound:
+                continue
+
+
+def pick(deployment: Deployment) -> Replica:
+    """The replica with the least to do. Raises Overloaded while none serves."""
+    ready = [replica for replica in deployment.replicas if replica.client is not None]
+    if not ready:
+        raise Overloaded(
+            f"The model {deployment.id} is starting.", code="engine_starting", retry_after_ms=STARTING_RETRY_MS
+        )
+    return min(ready, key=lambda replica: replica.load)

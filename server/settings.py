@@ -1,0 +1,379 @@
+"""Configuration: the only reader of environment and files.
+
+Flags override `PENSTOCK_*` environment variables, which override the TOML file. What can't be right stops the start
+with one line: where it stands, the key, what was expected. An empty environment variable counts as unset.
+
+    PENSTOCK_CONFIG       the file, when --config names none
+    PENSTOCK_HOST PENSTOCK_PORT PENSTOCK_GATEWAYS PENSTOCK_DATABASE_URL PENSTOCK_REDIS_URL PENSTOCK_TLS_CERT
+    PENSTOCK_TLS_KEY PENSTOCK_CORS_ORIGINS (separated by commas) PENSTOCK_DATA_DIR PENSTOCK_LOG_LEVEL
+                          the keys of [server]
+    PENSTOCK_ADMIN_KEY PENSTOCK_API_KEY PENSTOCK_KEY_PEPPER
+                          secrets, which no file holds
+
+Another PENSTOCK_ variable is refused when it looks like a misspelt one of these, else named in `Settings.warnings`.
+Those that Kubernetes sets for a Service called penstock or penstock-… (PENSTOCK_PORT=tcp://… among them) are not ours
+and are passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from quota.levels import DEFAULT_PLAN, LimitError, Plan
+from server.settings_layers import (
+    PREFIX,
+    Layers,
+    Problem,
+    Variables,
+    at_key,
+    key_path,
+    read_toml,
+    shown,
+    value_error,
+)
+from server.settings_layers import (
+    SettingsError as SettingsError,
+)
+
+BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "models" / "tiny-chat"
+BUNDLED_MODEL = {"name": "tiny-chat", "path": str(BUNDLED_FOLDER), "dtype": "float32", "max_model_len": 1024}
+BUNDLED_ALIASES = ("gpt-4", "gpt-4o-mini", "gpt-3.5-turbo")
+
+MIN_SECRET_LENGTH = 16
+MODEL_FLAGS = ("engine", "dtype", "quantize")  # each overrides its key in every model
+SECRET_KEYS = ("admin_key", "api_key", "key_pepper")
+HUB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
+
+
+def _starts_with(*schemes: str) -> AfterValidator:
+    def check(url: str) -> str:
+        if url and not url.startswith(schemes):
+            raise value_error(f"expected a URL that starts with {' or '.join(schemes)}")
+        return url
+
+    return AfterValidator(check)
+
+
+def _made_of(characters: str, words: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not re.fullmatch(f"[{characters}]+", text):
+            raise value_error(f"expected {words}, got {shown(text)}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _expanded(folder: Path) -> Path:
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise value_error("no home folder is known for ~") from None
+
+
+Name = Annotated[str, _made_of("A-Za-z0-9._/-", "letters, digits and . _ - /")]
+Version = Annotated[str, _made_of("A-Za-z0-9._-", "letters, digits and . _ -")]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]  # TOML's arrays are lists
+DatabaseURL = Annotated[str, _starts_with("postgresql+psycopg://", "sqlite+aiosqlite:///")]
+RedisURL = Annotated[str, _starts_with("redis://", "rediss://", "unix://")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class ServerSettings(_Section):
+    host: Text = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000  # 0: one that is free
+    gateways: Annotated[int, Field(ge=1, le=256)] = 1
+    database_url: DatabaseURL = Field(default="", repr=False)  # it may hold a password, and so may the next
+    redis_url: RedisURL = Field(default="", repr=False)
+    tls_cert: str = ""
+    tls_key: str = ""
+    cors_origins: Texts = ()
+    data_dir: Annotated[Path, Field(strict=False), AfterValidator(_expanded)]
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def sql_url(self) -> str:
+        """SQLAlchemy's URL: the one that is set, else SQLite under `data_dir`."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir / 'penstock.db'}"
+
+
+SERVER_KEYS = tuple(ServerSettings.model_fields)
+VARIABLES = ("CONFIG", *(key.upper() for key in (*SERVER_KEYS, *SECRET_KEYS)))
+
+
+class ModelSettings(_Section):
+    """One version of one model. `path` and `tokenizer` are a local path or a Hugging Face id."""
+
+    name: Name
+    version: Version = "1"
+    engine: Literal["torch", "onnx", "triton", "fake"] = "torch"
+    path: str = ""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Literal["none", "int8"] = "none"
+    max_model_len: Annotated[int, Field(ge=0)] = 0  # 0: the model's own
+    max_tokens_default: Annotated[int, Field(ge=1)] = 256
+    max_num_seqs: Annotated[int, Field(ge=1)] = 64
+    max_queue: Annotated[int, Field(ge=1)] = 1024
+    system_prompt: str = ""
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    url: str = ""
+    triton_model: str = ""
+    triton_version: str = ""
+    tokenizer: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)  # of this engine kind alone
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> Self:
+        needed = {"torch": ("path",), "onnx": ("path",), "triton": ("url", "tokenizer"), "fake": ()}[self.engine]
+        for key in needed:
+            if not getattr(self, key):
+                raise at_key(key, f'required by engine = "{self.engine}"')
+        for key in ("url", "triton_model", "triton_version"):
+            if getattr(self, key) and self.engine != "triton":
+                raise at_key(key, f'means nothing to engine = "{self.engine}"')
+        return self
+
+
+class RoutingSettings(_Section):
+    aliases: dict[Name, str] = Field(default_factory=dict)  # alias -> name or name@version
+    default_versions: dict[str, str] = Field(default_factory=dict)
+
+
+class FilterSettings(_Section):
+    block_input: Texts = ()
+    mask_output: Texts = ()
+
+
+class TimeoutSettings(_Section):
+    queue: Seconds = 10
+    first_token: Seconds = 60
+    between_tokens: Seconds = 30
+    total: Seconds = 600
+    drain: Seconds = 30
+    header: Seconds = 10
+    body: Seconds = 30
+    write: Seconds = 30  # a stalled reader
+    keep_alive: Seconds = 15  # between the comments that keep a quiet stream open
+
+
+class LimitSettings(_Section):
+    body_bytes: Annotated[int, Field(ge=1024)] = 4 * 2**20
+    websocket_message_bytes: Annotated[int, Field(ge=1024)] = 2**20
+
+
+class _QuotaTable(_Section):
+    max_gateways: Annotated[int, Field(ge=1)] = 4
+    when_redis_is_away: Literal["share", "closed", "open"] = "share"
+    plans: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Document(_Section):
+    server: ServerSettings
+    models: Annotated[tuple[ModelSettings, ...], Field(strict=False, min_length=1)]
+    routing: RoutingSettings = RoutingSettings()
+    quota: _QuotaTable = _QuotaTable()
+    filter: FilterSettings = FilterSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    limits: LimitSettings = LimitSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaSettings:
+    max_gateways: int  # for the local share while Redis is away
+    when_redis_is_away: Literal["share", "closed", "open"]
+    plans: Mapping[str, Plan]  # always has "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Set by the environment alone, never printed. None: generated, or kept in the database."""
+
+    admin_key: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
+    key_pepper: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    server: ServerSettings
+    models: tuple[ModelSettings, ...]
+    routing: RoutingSettings
+    quota: QuotaSettings
+    filter: FilterSettings
+    timeouts: TimeoutSettings
+    limits: LimitSettings
+    secrets: Secrets
+    warnings: tuple[str, ...] = ()  # lines for the operator
+
+
+def load(path: Path | None, overrides: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """Read everything once. `path` is --config; without it PENSTOCK_CONFIG, without that no file is read.
+
+    `overrides` are the flags by name, None where not given: keys of [server], `models` (the MODEL arguments, which take
+    the place of the file's models), and `engine`, `dtype`, `quantize`, which override every model's own.
+    Raises SettingsError.
+    """
+    variables = Variables(environ, VARIABLES)
+    path = path or (Path(named) if (named := variables.get("CONFIG")) else None)
+    layers = Layers(read_toml(path) if path else {}, str(path or "configuration"))
+    _lay_over(layers, variables, overrides, environ)
+    try:
+        document = _Document.model_validate(layers.raw)
+        _check(document)
+        quota = _quota(document.quota)
+    except ValidationError as error:
+        raise SettingsError(layers.describe(error.errors()[0], _Document)) from None
+    except Problem as problem:
+        raise SettingsError(f"{layers.place(problem.loc)}: {problem.text}") from None
+    except LimitError as error:
+        raise SettingsError(f"{layers.label}: {error}") from None
+    return _settings(document, quota, variables)
+
+
+def models_from_arguments(arguments: Sequence[str]) -> list[dict[str, object]]:
+    """The MODEL arguments as tables of `[[models]]`: named after the folder, or after the last part of the id."""
+    return [{"name": _model_name(argument), "path": argument, "version": "1"} for argument in arguments]
+
+
+def _model_name(argument: str) -> str:
+    last = Path(argument).resolve().name if Path(argument).is_dir() else argument.rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last)
+
+
+def _lay_over(
+    layers: Layers, variables: Variables, overrides: Mapping[str, object], environ: Mapping[str, str]
+) -> None:
+    for key in SERVER_KEYS:
+        if (text := variables.get(key.upper())) is not None:
+            layers.put(("server", key), _from_text(key, text), PREFIX + key.upper())
+    for key, value in overrides.items():
+        if value is not None and key in SERVER_KEYS:
+            layers.put(("server", key), value, _flag(key))
+    layers.default("server", "data_dir", str(_data_home(environ) / "penstock"))
+    _lay_models(layers, overrides)
+
+
+def _from_text(key: str, text: str) -> object:
+    """A variable's value in its key's type; what is not of that type stays text, for validation to refuse."""
+    if key in ("port", "gateways") and re.fullmatch(r"-?[0-9]{1,9}", text):
+        return int(text)
+    return [part.strip() for part in text.split(",")] if key == "cors_origins" else text
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _data_home(environ: Mapping[str, str]) -> Path:
+    """https://specifications.freedesktop.org/basedir-spec/latest/"""
+    return Path(environ.get("XDG_DATA_HOME") or Path(environ.get("HOME") or Path.home(), ".local", "share"))
+
+
+def _lay_models(layers: Layers, overrides: Mapping[str, object]) -> None:
+    arguments = overrides.get("models")
+    if isinstance(arguments, Sequence) and arguments:
+        layers.raw["models"] = models_from_arguments(arguments)
+        for i, argument in enumerate(arguments):
+            layers.blame(("models", i), f"MODEL {argument}")
+    elif "models" not in layers.raw:
+        layers.raw["models"] = [dict(BUNDLED_MODEL)]
+        layers.default("routing", "aliases", dict.fromkeys(BUNDLED_ALIASES, BUNDLED_MODEL["name"]))
+    models = layers.raw["models"]
+    for key in MODEL_FLAGS:
+        if overrides.get(key) is not None and isinstance(models, list):
+            for i in range(len(models)):
+                layers.put(("models", i, key), overrides[key], _flag(key))
+
+
+def _check(document: _Document) -> None:
+    """What no section can see alone. Raises Problem."""
+    server = document.server
+    if server.gateways > 1 and not server.redis_url:
+        raise Problem(("server", "gateways"), "more than 1 needs server.redis_url: each would apply the limits alone")
+    for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(server, key) and not getattr(server, other):
+            raise Problem(("server", other), f"required with {key}")
+        if getattr(server, key) and not Path(getattr(server, key)).is_file():
+            raise Problem(("server", key), "no such file")
+    for i, model in enumerate(document.models):
+        _check_model(document, i, model)
+    _check_routing(document)
+
+
+def _check_model(document: _Document, i: int, model: ModelSettings) -> None:
+    if model.id in {earlier.id for earlier in document.models[:i]}:
+        raise Problem(("models", i), f"{model.id} is declared twice")
+    for key in ("path", "tokenizer"):
+        place = getattr(model, key)
+        if model.engine != "fake" and place and not Path(place).exists() and not re.fullmatch(HUB_ID, place):
+            raise Problem(("models", i, key), f"no such folder, and no Hugging Face id: {shown(place)}")
+
+
+def _check_routing(document: _Document) -> None:
+    names = {model.name for model in document.models}
+    ids = {model.id for model in document.models}
+    for alias, target in document.routing.aliases.items():
+        if alias in names:
+            raise Problem(("routing", "aliases", alias), "a model has this name")
+        if target not in names | ids:
+            raise Problem(("routing", "aliases", alias), f"no such model: {shown(target)}")
+    for name, version in document.routing.default_versions.items():
+        if f"{name}@{version}" not in ids:
+            raise Problem(
+                ("routing", "default_versions", name), f"no such model and version: {shown(f'{name}@{version}')}"
+            )
+
+
+def _quota(table: _QuotaTable) -> QuotaSettings:
+    """Raises LimitError."""
+    plans = {"default": DEFAULT_PLAN} | {name: Plan.parse(name, raw) for name, raw in table.plans.items()}
+    return QuotaSettings(table.max_gateways, table.when_redis_is_away, plans)
+
+
+def _settings(document: _Document, quota: QuotaSettings, variables: Variables) -> Settings:
+    return Settings(
+        server=document.server,
+        models=document.models,
+        routing=document.routing,
+        quota=quota,
+        filter=document.filter,
+        timeouts=document.timeouts,
+        limits=document.limits,
+        secrets=_secrets(variables),
+        warnings=(*variables.warnings, *_idle_limits(document, quota)),
+    )
+
+
+def _secrets(variables: Variables) -> Secrets:
+    values = {key: variables.get(key.upper()) for key in SECRET_KEYS}
+    for key, value in values.items():
+        if value is not None and not re.fullmatch(rf"[!-~]{{{MIN_SECRET_LENGTH},}}", value):
+            expected = f"expected at least {MIN_SECRET_LENGTH} printable ASCII characters, no spaces"
+            raise SettingsError(f"{PREFIX}{key.upper()}: {expected}")
+    if values["admin_key"] is not None and values["admin_key"] == values["api_key"]:
+        raise SettingsError(f"{PREFIX}ADMIN_KEY: expected another key than {PREFIX}API_KEY")
+    return Secrets(**values)
+
+
+def _idle_limits(document: _Document, quota: QuotaSettings) -> list[str]:
+    """Limits on models that are not declared here: perhaps misspelt, perhaps loaded later."""
+    known = {model.name for model in document.models} | {model.id for model in document.models}
+    return [
+        f"{key_path(('quota', 'plans', plan.name, 'models', name))}: no such model is declared"
+        for plan in quota.plans.values()
+        for name in sorted(plan.models.keys() - known)
+    ]

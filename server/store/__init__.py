@@ -1,0 +1,34 @@
+"""Durable records: accounts, keys, usage, settings. SQLite by default, PostgreSQL by URL."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from server.store.accounts import Accounts
+from server.store.database import Database
+from server.store.errors import NameTaken, StoreError
+from server.store.keys import Keys
+from server.store.settings import Settings
+from server.store.usage import UsageLog
+
+__all__ = ["NameTaken", "Store", "StoreError"]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The repositories over one database. Any number of processes may open the same one."""
+
+    database: Database
+    accounts: Accounts
+    keys: Keys
+    usage: UsageLog
+    settings: Settings
+
+    @classmethod
+    async def open(cls, url: str = "", data_dir: Path | None = None) -> Self:
+        """Connect and migrate. `url` "" is SQLite at `data_dir`/penstock.db. Raises `StoreError`."""
+        database = await Database.open(url, data_dir)
+        return cls(database, Accounts(database), Keys(database), UsageLog(database), Settings(database))
+
+    async def close(self) -> None:
+        await self.database.close()

@@ -1,0 +1,10 @@
+"""What the store raises."""
+
+
+class StoreError(Exception):
+    """The store can't be used as it is configured, or right now. The message is one line for the operator:
+    what was met, what to change. It holds no password, no key and no stored value."""
+
+
+class NameTaken(StoreError):
+    """An account of this name exists already."""

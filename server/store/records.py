@@ -1,0 +1,123 @@
+"""The durable records as the rest of the server sees them: plain values, times in UTC."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from typing import Any
+
+from quota.levels import Level
+
+
+class KeyKind(StrEnum):
+    """What a key opens. The two classes don't overlap."""
+
+    API = "api"  # inference, for one account
+    ADMIN = "admin"  # /admin and /metrics, never inference
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    id: str
+    name: str
+    plan: str
+    overrides: Mapping[str, Any]  # the tables of a plan (`quota.levels.Plan.parse`); {} is none
+    created_at: datetime
+    disabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key without its digest: what may be shown to an administrator."""
+
+    id: str
+    account_id: str
+    account_name: str
+    kind: KeyKind
+    name: str
+    models: frozenset[str] | None  # None: all
+    features: frozenset[str] | None  # None: all
+    limits: Mapping[str, Any]  # a table of limits (`quota.levels.Limits.parse`); {} is none
+    created_by: str  # the id of the key that made it, or "start" or "cli"
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What authentication needs to judge a presented key, read in one query."""
+
+    key: Key
+    account: Account
+    digest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """One finished request. `started_at` is when it was admitted: its day is the one whose budgets it spent."""
+
+    request_id: str
+    account_id: str
+    key_id: str
+    model: str
+    version: str
+    endpoint: str
+    features: frozenset[str]
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt
+    completion_tokens: int
+    started_at: datetime
+    queue_ms: int | None
+    first_token_ms: int | None  # None: there was none
+    total_ms: int
+    outcome: str  # the finish reason, or the error's code
+
+    @property
+    def day(self) -> date:
+        return self.started_at.astimezone(UTC).date()
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotal:
+    """One day's usage of one layer: the arguments of `Ledger.restore`, in their order.
+
+    `name` is "" for the account, else the key's id, the model (one row for `name` over all versions, one for
+    each `name@version`) or the feature. `tokens` are prompt and completion together.
+    """
+
+    account_id: str
+    level: Level
+    name: str
+    day: date
+    requests: int
+    tokens: int
+
+
+class UsageDimension(StrEnum):
+    """What usage can be grouped by."""
+
+    ACCOUNT = "account"
+    KEY = "key"
+    MODEL = "model"
+    DAY = "day"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSum:
+    """Usage summed over one group. A field that was not grouped by is None."""
+
+    account_id: str | None
+    key_id: str | None
+    model: str | None
+    version: str | None
+    day: date | None
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)

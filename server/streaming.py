@@ -1,0 +1,168 @@
+"""Answers over HTTP: whole, or as server-sent events.
+
+A response of ours runs its generation itself, inside its `__call__`: when a client leaves during a send, Starlette
+ends a streaming response without its generator's `finally` ever running, and it never cancels a handler that is
+still working on a whole answer. Errors before the first byte are ordinary HTTP errors; after it they are events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from engines.types import Usage
+from server import logs
+from server.errors import APIError, ServerError
+from server.generation import Generation, Piece
+from server.wire.common import Answer, ChunkEncoder, ResponseHead, encode
+
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+EVENT_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+
+T = TypeVar("T")
+Render = Callable[[ResponseHead, Sequence[Answer], Usage], bytes]
+
+
+class ClientWatch:
+    """Cancels the body of its `async with` when the client leaves, and swallows that cancellation."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._left = False
+        self._watching: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._task.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        assert self._watching is not None
+        self._watching.cancel()
+        return self._left and isinstance(error, asyncio.CancelledError) and self._task.uncancel() == 0
+
+
+class WholeAnswer(Response):
+    """One JSON object, when everything is known."""
+
+    def __init__(self, generation: Generation, render: Render) -> None:
+        super().__init__()
+        self._generation = generation
+        self._render = render
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with ClientWatch(receive):
+            async with self._generation as generation:
+                answers = await _with_headers(generation, generation.collect())
+            body = self._render(generation.job.head, answers, generation.usage)
+            headers = {"content-type": "application/json"} | generation.headers
+            await Response(body, headers=headers)(scope, receive, send)
+
+
+class EventStream(Response):
+    """Server-sent events. The status waits for the first token, so that a refusal still is an HTTP error."""
+
+    def __init__(
+        self, generation: Generation, encoder: ChunkEncoder, *, keep_alive: float, write_timeout: float
+    ) -> None:
+        super().__init__()
+        self._generation = generation
+        self._frames = FrameSource(generation, encoder)
+        self._keep_alive = keep_alive
+        self._write_timeout = write_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with ClientWatch(receive), self._generation as generation:
+            first = await _with_headers(generation, generation.next(self._keep_alive))
+            await self._start(send)
+            await self._send(send, sse(self._frames.opening()))
+            await self._stream(send, first)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start(self, send: Send) -> None:
+        headers = EVENT_STREAM_HEADERS | self._generation.headers
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+
+    async def _stream(self, send: Send, pieces: list[Piece]) -> None:
+        """Ends in [DONE] or in an error event, never in silence."""
+        try:
+            while True:
+                await self._send(send, sse(self._frames.of(pieces)) or PING)
+                if self._generation.is_done:
+                    break
+                pieces = await self._generation.next(self._keep_alive)
+            await self._send(send, sse(self._frames.closing()) + DONE)
+        except APIError as error:
+            await self._send(send, sse([encode(error.envelope())]))
+        except (TimeoutError, asyncio.CancelledError):
+            raise
+        except Exception:
+            logs.unexpected("a stream failed")
+            await self._send(send, sse([encode(ServerError("The server failed.").envelope())]))
+            raise
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        """A reader that takes nothing for too long loses its connection."""
+        if data:
+            async with asyncio.timeout(self._write_timeout):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+async def _with_headers(generation: Generation, answer: Awaitable[T]) -> T:
+    """An error before the first byte carries the quota headers too."""
+    try:
+        return await answer
+    except APIError as error:
+        error.headers = generation.headers | error.headers
+        raise
+
+
+class FrameSource:
+    """The chunks of one answer, for SSE and WebSocket alike."""
+
+    def __init__(self, generation: Generation, encoder: ChunkEncoder) -> None:
+        self._generation = generation
+        self._encoder = encoder
+
+    def opening(self) -> list[bytes]:
+        chunks = (self._encoder.role_chunk(index) for index in range(len(self._generation.job.prompts)))
+        return [chunk for chunk in chunks if chunk]
+
+    def of(self, pieces: list[Piece]) -> list[bytes]:
+        """Text and endings; nothing while a character or a possible stop string is held back."""
+        chunks = []
+        for piece in pieces:
+            if piece.text:
+                chunks.append(self._encoder.text_chunk(piece.text, piece.index))
+            if piece.finish_reason is not None:
+                chunks.append(self._encoder.finish_chunk(piece.finish_reason, piece.index))
+        return chunks
+
+    def closing(self) -> list[bytes]:
+        if not self._generation.job.include_usage:
+            return []
+        return [self._encoder.usage_chunk(self._generation.usage)]
+
+
+def sse(chunks: list[bytes]) -> bytes:
+    return b"".join(b"data: " + chunk + b"\n\n" for chunk in chunks)

@@ -1,0 +1,1 @@
+"""Tokens and text: chat templates, tokenizers, incremental detokenizing, stop strings, the content filter."""

@@ -1,0 +1,253 @@
+"""A model's chat template: messages to one prompt text.
+
+Templates are the operator's files, never a client's. A client chooses the messages only, so what bounds a render is:
+at most MAX_MESSAGES messages, MAX_OUTPUT characters, and TIME_LIMIT seconds, looked at whenever the template reads an
+attribute, calls something or puts out text (which every loop over messages does). Only a loop of the template's own
+that does none of these can run on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import CallBlock, Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from server.errors import InvalidRequest
+from server.text.tokenizer_files import TokenizerError, read_json
+
+Message = Mapping[str, Any]
+
+MAX_MESSAGES = 2048  # templates build lists by `a + [b]`, quadratic in their number
+MAX_OUTPUT = 16 * 1024 * 1024
+TIME_LIMIT = 5.0
+
+_deadline: ContextVar[float] = ContextVar("template_deadline", default=float("inf"))
+
+
+class _Refused(TemplateError):
+    """The template's own raise_exception: its message is for the client."""
+
+
+class _TooLong(Exception):
+    """Out of time or room. No TemplateError: nothing inside jinja may swallow it."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the answer for training; here its body is just rendered."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base class has it so
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Set up as transformers does, so that a template renders here to the same characters."""
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self.filters["tojson"] = _tojson
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        _check_time()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        _check_time()
+        return super().getitem(obj, argument)
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        _check_time()
+        return super().call(context, obj, *args, **kwargs)
+
+
+def _check_time() -> None:
+    if time.monotonic() > _deadline.get():
+        raise _TooLong
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike jinja's own: no HTML escapes, keys as they come."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise _Refused(message)
+
+
+_ENVIRONMENT = _Environment()
+
+
+@dataclass(slots=True, frozen=True)
+class ChatTemplate:
+    """`sources` by name: "default", and "tool_use" where a model has another one for tools. Empty: no template.
+
+    `system_prompt` is the operator's, put first when the client sends no system or developer message.
+    """
+
+    sources: Mapping[str, str]
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    model: str = "the model"
+    system_prompt: str = ""
+    _compiled: dict[str, Template] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, source in self.sources.items():
+            try:
+                self._compiled[name] = _ENVIRONMENT.from_string(source)
+            except TemplateError as error:
+                raise TokenizerError(f"the chat template of {self.model} is not valid: {error}") from error
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        special_tokens: Mapping[str, str] | None = None,
+        *,
+        model: str = "the model",
+        system_prompt: str = "",
+    ) -> ChatTemplate:
+        """From chat_template.jinja, else from tokenizer_config.json. `special_tokens` are the tokenizer's."""
+        return cls(_read_sources(Path(folder)), special_tokens or {}, model, system_prompt)
+
+    @classmethod
+    def contents_only(cls) -> ChatTemplate:
+        """The messages' contents and nothing else: for the deterministic engine."""
+        return cls({"default": "{% for m in messages %}{{ m.content or '' }}{% endfor %}"})
+
+    def __bool__(self) -> bool:
+        """Whether there is a template at all."""
+        return bool(self.sources)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt. Raises InvalidRequest when the template refuses the messages, fails, or takes too long."""
+        if not self.sources:
+            raise InvalidRequest(f"{self.model} has no chat template; use /v1/completions", param="model")
+        if len(messages) > MAX_MESSAGES:
+            raise InvalidRequest(f"At most {MAX_MESSAGES} messages are accepted.", param="messages")
+        name = "tool_use" if tools and "tool_use" in self.sources else "default"
+        variables = dict(template_kwargs or {}) | dict(self.special_tokens)
+        variables |= {"tools": tools or None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        template = self._compiled[name]
+        prepared = self._prepare(messages, self.sources[name])
+        parsed = [_parse_arguments(message) for message in prepared]
+        try:
+            return _run(template, {**variables, "messages": parsed})
+        except InvalidRequest as error:
+            if parsed == prepared or isinstance(error.__cause__, _Refused | _TooLong):
+                raise
+            return _run(template, {**variables, "messages": prepared})  # a template that wants arguments as strings
+
+    def _prepare(self, messages: Sequence[Message], source: str) -> list[dict[str, Any]]:
+        copies = [dict(message) for message in messages]
+        if self.system_prompt and not any(m.get("role") in ("system", "developer") for m in copies):
+            copies.insert(0, {"role": "system", "content": self.system_prompt})
+        if "developer" not in source:
+            for message in copies:
+                if message.get("role") == "developer":
+                    message["role"] = "system"
+        return copies
+
+
+def _run(template: Template, variables: dict[str, Any]) -> str:
+    token = _deadline.set(time.monotonic() + TIME_LIMIT)
+    try:
+        return _collect(template, variables)
+    except _Refused as error:
+        raise InvalidRequest(str(error)[:500], param="messages") from error
+    except _TooLong as error:
+        raise InvalidRequest("The messages take too long to render.", param="messages") from error
+    except RecursionError as error:
+        raise InvalidRequest("The messages are nested too deeply.", param="messages") from error
+    except Exception as error:  # whatever a template's expressions raise: the messages don't fit it
+        raise InvalidRequest("The model's chat template can't render these messages.", param="messages") from error
+    finally:
+        _deadline.reset(token)
+
+
+def _collect(template: Template, variables: dict[str, Any]) -> str:
+    pieces: list[str] = []
+    room = MAX_OUTPUT
+    for piece in template.generate(variables):
+        _check_time()
+        room -= len(piece)
+        if room < 0:
+            raise _TooLong
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _parse_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """Tool calls with their arguments as objects: OpenAI sends strings of JSON, most templates want objects."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return message | {"tool_calls": [_parse_call(call) for call in calls]}
+
+
+def _parse_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call.get("function") or {})
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
+            parsed = None
+        if isinstance(parsed, dict):
+            function["arguments"] = parsed
+    return {**call, "function": function}
+
+
+def _read_sources(folder: Path) -> dict[str, str]:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return {"default": path.read_text(encoding="utf-8")}
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"{path}: not readable as UTF-8 text") from error
+    path = folder / "tokenizer_config.json"
+    value = read_json(path).get("chat_template")
+    if value is None:
+        return {}
+    sources = {"default": value} if isinstance(value, str) else _named_sources(value)
+    if "default" not in sources:
+        raise TokenizerError(f"{path}: chat_template is neither a string nor a list with one named 'default'")
+    return sources
+
+
+def _named_sources(value: Any) -> dict[str, str]:
+    try:
+        return {str(entry["name"]): str(entry["template"]) for entry in value}
+    except (TypeError, KeyError):
+        return {}

@@ -1,0 +1,115 @@
+"""An operator's list of terms: refused in prompts, masked in answers.
+
+A term matches wherever its letters stand, inside words too ("ass" is in "class"): the operator writes " ass " to
+mean a word. Case is folded as Unicode does it (ß = ss, İ = i + a dot above); accents and look-alikes are not. A
+character whose folded form lies only partly in a match belongs to the match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from server.text.literals import trie_pattern
+
+MASK = "***"
+
+
+class _Terms:
+    """Case-folded terms, ready for searching whole texts and ends of texts."""
+
+    def __init__(self, terms: Iterable[str]) -> None:
+        folded = [term.casefold() for term in terms if term]
+        self.names = {term.casefold(): term for term in terms if term}
+        self.search = re.compile(trie_pattern(folded)).search
+        self.prefixes = frozenset(term[:i] for term in folded for i in range(1, len(term)))
+        self.longest = max(map(len, folded))
+        self.first_letters = re.compile("[" + "".join(map(re.escape, {term[0] for term in folded})) + "]").search
+
+
+class ContentFilter:
+    """The `[filter]` part of a configuration. Immutable; serves all requests."""
+
+    def __init__(self, block_input: Sequence[str] = (), mask_output: Sequence[str] = ()) -> None:
+        self._block = _Terms(block_input) if any(block_input) else None
+        self._mask = _Terms(mask_output) if any(mask_output) else None
+
+    def check(self, text: str) -> str | None:
+        """The first blocked term in a text, as the operator wrote it."""
+        if self._block is None:
+            return None
+        match = self._block.search(text.casefold())
+        return self._block.names[match[0]] if match else None
+
+    def output_mask(self) -> OutputMask | None:
+        """One answer's mask; None when nothing is masked."""
+        return OutputMask(self._mask) if self._mask is not None else None
+
+    def mask(self, text: str) -> str:
+        """A whole text, masked as a stream of it would be."""
+        mask = self.output_mask()
+        return text if mask is None else mask.feed(text) + mask.flush()
+
+
+class OutputMask:
+    """Puts `***` for each term in a text that arrives in pieces; the other text stays as it is.
+
+    The leftmost term is replaced first, the longest of those that start there. Text is held back while it may be
+    the beginning of a term, or of a longer one than it already is.
+    """
+
+    def __init__(self, terms: _Terms) -> None:
+        self._terms = terms
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        if not self._held and not self._terms.first_letters(text.casefold()):
+            return text
+        return self._advance(self._held + text, last=False)
+
+    def flush(self) -> str:
+        """At the end of the answer: what was held back."""
+        return self._advance(self._held, last=True) if self._held else ""
+
+    def _advance(self, text: str, *, last: bool) -> str:
+        folded = _Folded(text)
+        done: list[str] = []
+        position = 0  # in folded text, at the start of a character
+        limit = len(folded.text) if last else self._first_open(folded.text, 0)
+        while (match := self._terms.search(folded.text, position)) and match.start() < limit:
+            done += text[folded.first(position) : folded.first(match.start())], MASK
+            position = folded.start_after(match.end())
+            limit = len(folded.text) if last else self._first_open(folded.text, position)
+        hold = len(text) if limit == len(folded.text) else folded.first(limit)
+        self._held = text[hold:]
+        return "".join([*done, text[folded.first(position) : hold]])
+
+    def _first_open(self, text: str, position: int) -> int:
+        """The first place from which the text's end may grow into a term; the text's length if there is none."""
+        for start in range(max(position, len(text) - self._terms.longest + 1), len(text)):
+            if text[start:] in self._terms.prefixes:
+                return start
+        return len(text)
+
+
+class _Folded:
+    """A text's folded form, and which of its characters each folded one comes from."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.casefold()
+        self._origins: list[int] | None = None  # None: one for one
+        if len(self.text) != len(text) or not text.isascii():
+            self._origins = [i for i, character in enumerate(text) for _ in character.casefold()]
+            self._origins.append(len(text))
+
+    def first(self, position: int) -> int:
+        """The original character at a folded position."""
+        return position if self._origins is None else self._origins[position]
+
+    def start_after(self, end: int) -> int:
+        """Where the first character that lies wholly behind a match starts."""
+        if self._origins is None:
+            return end
+        while end < len(self.text) and self._origins[end] == self._origins[end - 1]:
+            end += 1
+        return end

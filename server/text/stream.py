@@ -1,0 +1,65 @@
+"""One answer's way from token ids to what its client reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.text.content_filter import OutputMask
+from server.text.detokenizer import IncrementalDetokenizer
+from server.text.stop import StopMatcher
+
+
+@dataclass(slots=True)
+class TextPiece:
+    """Text to send. `stopped`: a stop string was found, this is the last text, the engine can be aborted."""
+
+    text: str
+    stopped: bool = False
+    matched: str | None = None  # the stop string
+
+
+class TextStream:
+    """Detokenizes, then looks for stop strings, then masks.
+
+    Stop strings are sought in what the model wrote, so that masking can't hide or make one; masking comes last, so
+    that nothing leaves unmasked. One object an answer; not for several threads at once.
+    """
+
+    __slots__ = ("_detokenizer", "_mask", "_over", "_plain", "_stop")
+
+    def __init__(
+        self,
+        detokenizer: IncrementalDetokenizer,
+        stops: Sequence[str] = (),
+        mask: OutputMask | None = None,
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._stop = StopMatcher(stops) if any(stops) else None
+        self._mask = mask
+        self._plain = self._stop is None and mask is None
+        self._over = False
+
+    def add(self, ids: Sequence[int]) -> TextPiece:
+        """The text that these ids let out; may be empty. After a stop everything is."""
+        if self._plain:
+            return TextPiece(self._detokenizer.add(ids))
+        return self._step(self._detokenizer.add(ids), last=False)
+
+    def finish(self) -> TextPiece:
+        """At the end of the answer: what was held back. A stop string may be completed here too."""
+        return self._step(self._detokenizer.finish(), last=True)
+
+    def _step(self, text: str, *, last: bool) -> TextPiece:
+        if self._over:
+            return TextPiece("")
+        matched = None
+        if self._stop is not None:
+            step = self._stop.feed(text)
+            text, matched = step.text, step.matched
+            if last and matched is None:
+                text += self._stop.flush()
+        self._over = last or matched is not None
+        if self._mask is not None:
+            text = self._mask.feed(text) + (self._mask.flush() if self._over else "")
+        return TextPiece(text, matched is not None, matched)

@@ -1,0 +1,281 @@
+"""`/v1/chat/completions`: the request over HTTP and WebSocket, its answer and its chunks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import msgspec
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from engines.types import FinishReason, Usage
+from server.errors import InvalidRequest
+from server.wire.body import parse_json
+from server.wire.common import (
+    MAX_TOP_LOGPROBS,
+    Answer,
+    ChunkEncoder,
+    RequestModel,
+    ResponseHead,
+    whole,
+    within,
+)
+from server.wire.sampling import GenerationFields, TokenCount
+
+KIND, CHUNK_KIND = "chat.completion", "chat.completion.chunk"
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+
+class PromptCacheOptions(RequestModel):
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Literal["30m", "12h"] | None = None
+
+
+class ContentPart(RequestModel):
+    """A part of a message that is text. `refusal` is an assistant's earlier words of refusal."""
+
+    type: Literal["text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+    prompt_cache_breakpoint: PromptCacheOptions | None = None
+
+    @property
+    def words(self) -> str:
+        return self.text or self.refusal or ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_media(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in ("text", "refusal"):
+            message = "This model accepts text only; a part of type '{kind}' is not supported"
+            raise PydanticCustomError("unsupported_content", message, {"kind": kind[:64]})
+        return value
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        if (self.text is None) is (self.type == "text") or (self.refusal is None) is (self.type == "refusal"):
+            message = "A part of type '{kind}' has its string in '{kind}', and no other"
+            raise PydanticCustomError("content_part", message, {"kind": self.type})
+        return self
+
+
+class FunctionCall(RequestModel):
+    name: Name
+    arguments: str  # JSON, as the model wrote it: perhaps not valid
+
+    def for_template(self) -> dict[str, Any]:
+        """Templates expect the arguments as an object; what is none stays the text it was."""
+        try:
+            arguments = json.loads(self.arguments)
+        except (ValueError, RecursionError):
+            arguments = None
+        return {"name": self.name, "arguments": arguments if isinstance(arguments, dict) else self.arguments}
+
+
+class ToolCall(RequestModel):
+    id: Name
+    type: Literal["function"]
+    function: FunctionCall
+
+
+def _as_parts(value: Any) -> Any:
+    """`content` is a string or a list of parts; one form goes on."""
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if value is None or isinstance(value, list):
+        return value
+    raise PydanticCustomError("content_type", "Expected a string or a list of content parts")
+
+
+class Message(RequestModel):
+    role: Role
+    content: Annotated[Annotated[list[ContentPart], Field(min_length=1)] | None, BeforeValidator(_as_parts)] = None
+    name: Name | None = None
+    tool_call_id: Name | None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None
+    # An answer's message, sent back as history, carries these.
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+
+    @property
+    def text(self) -> str:
+        """The message's words: its parts joined, or the refusal that stands in their place."""
+        return "".join(part.words for part in self.content or ()) or self.refusal or ""
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as open models' chat templates know it: their roles, text as one string, no empty keys."""
+        role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
+        optional = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": self._calls()}
+        return {"role": role, "content": self.text} | {key: value for key, value in optional.items() if value}
+
+    def _calls(self) -> list[dict[str, Any]]:
+        if self.function_call is not None:
+            return [{"type": "function", "function": self.function_call.for_template()}]
+        calls = self.tool_calls or ()
+        return [{"id": c.id, "type": c.type, "function": c.function.for_template()} for c in calls]
+
+    @model_validator(mode="after")
+    def _check_role(self) -> Self:
+        for problem, applies in self._problems().items():
+            if applies:
+                raise PydanticCustomError("message", "A message of role '{role}' " + problem, {"role": self.role})
+        return self
+
+    def _problems(self) -> dict[str, bool]:
+        assistant, tool, function = (self.role == role for role in ("assistant", "tool", "function"))
+        calls = bool(self.tool_calls) or self.function_call is not None
+        parts = self.content or ()
+        refused = any(part.type == "refusal" for part in parts)
+        return {
+            "can't have 'tool_calls' or 'function_call'": calls and not assistant,
+            "can't have a refusal": (refused or self.refusal is not None) and not assistant,
+            "can't have 'tool_call_id'": self.tool_call_id is not None and not tool,
+            "needs 'tool_call_id'": tool and self.tool_call_id is None,
+            "needs 'name'": function and self.name is None,
+            "needs 'content'": self.content is None and not (function or calls or self.refusal is not None),
+            "has both 'content' and 'refusal'": bool(self.refusal) and any(p.words for p in parts),
+            "has both 'tool_calls' and 'function_call'": bool(self.tool_calls) and self.function_call is not None,
+        }
+
+
+class ChatCompletionRequest(GenerationFields):
+    PROMPT_PARAM: ClassVar[str] = "messages"
+    PROMPT_NOUN: ClassVar[str] = "messages"
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: TokenCount | None = None
+    # They can't change the answer: accepted, used for nothing.
+    safety_identifier: Annotated[str, StringConstraints(max_length=128)] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
+    parallel_tool_calls: bool | None = None  # without tools
+    service_tier: str | None = None
+    # Refused unless neutral: see NEUTRAL.
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, AfterValidator(within(0, MAX_TOP_LOGPROBS))] | None = None
+    store: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    response_format: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    moderation: Any = None
+    chat_template_kwargs: Any = None
+
+    @property
+    def explicit_max_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @model_validator(mode="after")
+    def _check_max_tokens(self) -> Self:
+        given = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(given) > 1:
+            message = "'max_tokens' and 'max_completion_tokens' are both given and differ; send one of them."
+            raise InvalidRequest(message, param="max_completion_tokens")
+        return self
+
+
+# WebSocket
+
+
+class ChatCompletionFrame(ChatCompletionRequest):
+    """A chat completion asked for over a WebSocket, where every answer is streamed."""
+
+    type: Literal["chat.completion"] | None = None
+    request_id: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    stream: Annotated[Literal[True], BeforeValidator(lambda value: True if value is None else value)] = True
+
+
+class CancelFrame(RequestModel):
+    type: Literal["cancel"]
+    request_id: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+
+
+class FrameHead(msgspec.Struct, frozen=True):
+    """What a frame says it is, read before the frame is validated, so that its errors can echo its request_id."""
+
+    type: Any = None
+    request_id: Any = None
+
+
+def frame_head(data: str | bytes) -> FrameHead:
+    """Never raises: a frame that is no JSON object has an empty head, and so has a request_id that is no string."""
+    try:
+        head = msgspec.json.decode(data, type=FrameHead)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return FrameHead()
+    return head if isinstance(head.request_id, str | None) else FrameHead(head.type)
+
+
+def parse_frame(data: str | bytes) -> ChatCompletionFrame | CancelFrame:
+    """Raises APIError, as the body of an HTTP request does."""
+    body = data.encode(errors="surrogatepass") if isinstance(data, str) else data
+    if frame_head(body).type == "cancel":
+        return parse_json(body, CancelFrame)
+    return parse_json(body, ChatCompletionFrame)
+
+
+# Answers
+
+
+class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
+    role: str = "assistant"
+    content: str
+    refusal: None = None
+    annotations: tuple[()] = ()
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: str
+
+
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
+    role: str | msgspec.UnsetType = msgspec.UNSET
+    content: str | msgspec.UnsetType = msgspec.UNSET
+    refusal: msgspec.UnsetType | None = msgspec.UNSET
+
+
+class ChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    delta: Delta
+    logprobs: None = None
+    finish_reason: str | None = None
+
+
+def chat_completion(head: ResponseHead, answers: Sequence[Answer], usage: Usage) -> bytes:
+    """The whole answer's JSON; `usage` is of all choices together."""
+    choices = [
+        Choice(index=i, message=AnswerMessage(content=answer.text), finish_reason=answer.finish_reason)
+        for i, answer in enumerate(answers)
+    ]
+    return whole(KIND, head, choices, usage)
+
+
+class ChatChunkEncoder(ChunkEncoder):
+    kind = CHUNK_KIND
+
+    def role_chunk(self, index: int = 0) -> bytes:
+        return self._chunk(ChunkChoice(index, Delta(role="assistant", content="", refusal=None)))
+
+    def _text_choice(self, index: int, text: str) -> ChunkChoice:
+        return ChunkChoice(index, Delta(content=text))
+
+    def _last_choice(self, index: int, reason: FinishReason) -> ChunkChoice:
+        return ChunkChoice(index, Delta(), finish_reason=reason)

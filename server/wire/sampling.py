@@ -1,0 +1,238 @@
+"""The sampling parameters that every generating endpoint takes, and how they become an engine's SamplingParams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+
+from engines.types import SamplingParams
+from server.errors import InvalidRequest, UnsupportedParameter
+from server.wire.common import (
+    MAX_CHOICES,
+    MAX_LOGIT_BIAS,
+    MAX_METADATA,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_TOKENS,
+    MAX_STOPS,
+    RequestModel,
+    StreamOptions,
+    at_least,
+    refuse_unsupported,
+    within,
+)
+
+Penalty = Annotated[float, AfterValidator(within(-2, 2))]
+Fraction = Annotated[float, AfterValidator(within(0, 1))]
+TokenId = Annotated[int, AfterValidator(at_least(0))]
+TokenCount = Annotated[int, AfterValidator(at_least(1))]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+
+def _as_list(value: Any) -> Any:
+    """`stop` is null, a string or a list of strings; one form goes on."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+class GenerationFields(RequestModel):
+    """The part that chat and legacy completions share. Fields typed Any are refused unless neutral (NEUTRAL)."""
+
+    PROMPT_PARAM: ClassVar[str]  # the field that a too long prompt is blamed on
+    PROMPT_NOUN: ClassVar[str]
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    max_tokens: TokenCount | None = None
+    min_tokens: Annotated[int, AfterValidator(at_least(0))] | None = None
+    ignore_eos: bool | None = None
+    temperature: Annotated[float, AfterValidator(within(0, 2))] | None = None
+    top_p: Fraction | None = None
+    top_k: Annotated[int, AfterValidator(at_least(-1))] | None = None  # 0 and -1 are off
+    min_p: Fraction | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, AfterValidator(within(0, 10, above=True))] | None = None
+    logit_bias: (
+        Annotated[
+            dict[
+                Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")],
+                Annotated[float, AfterValidator(within(-100, 100))],
+            ],
+            Field(max_length=MAX_LOGIT_BIAS),
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOPS), BeforeValidator(_as_list)] = Field(
+        default_factory=list
+    )
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    metadata: (
+        Annotated[
+            dict[
+                Annotated[str, StringConstraints(max_length=64)],
+                Annotated[str, StringConstraints(max_length=512)],
+            ],
+            Field(max_length=MAX_METADATA),
+        ]
+        | None
+    ) = None
+    n: Annotated[int, AfterValidator(within(1, MAX_CHOICES))] | None = None
+    priority: int | None = None
+
+    @property
+    def explicit_max_tokens(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        refuse_unsupported(self)
+        self._check_stream_options()
+        self._check_lengths()
+        return self
+
+    def _check_stream_options(self) -> None:
+        if self.stream_options is None:
+            return
+        if not self.stream:
+            raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+        if self.stream_options.include_obfuscation:
+            raise UnsupportedParameter("stream_options.include_obfuscation")
+
+    def _check_lengths(self) -> None:
+        limit = self.explicit_max_tokens
+        if limit is not None and self.min_tokens is not None and self.min_tokens > limit:
+            message = f"'min_tokens' ({self.min_tokens}) is greater than the maximum of {limit} tokens asked for."
+            raise InvalidRequest(message, param="min_tokens")
+
+
+def _default(low: float, high: float) -> Any:
+    return field(default=None, metadata={"low": low, "high": high})
+
+
+@dataclass(slots=True, frozen=True)
+class SamplingDefaults:
+    """A model's own `generation_config.json`: what holds where the request is silent. None: the model is silent too."""
+
+    temperature: float | None = _default(0, 100)
+    top_p: float | None = _default(0, 1)
+    top_k: int | None = _default(0, 2**31 - 1)
+    min_p: float | None = _default(0, 1)
+    repetition_penalty: float | None = _default(1e-3, 100)
+
+    @classmethod
+    def load(cls, folder: Path) -> SamplingDefaults:
+        """Read a model folder. A missing or broken file, or a value that makes no sense, counts as silence."""
+        try:
+            raw = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return cls()
+        return cls.parse(raw) if isinstance(raw, dict) else cls()
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> SamplingDefaults:
+        """From the parsed file. `do_sample: false` is temperature 0, whatever temperature stands beside it."""
+        known = {f.name: raw[f.name] for f in fields(cls) if _sensible(raw.get(f.name), f.metadata)}
+        if "top_k" in known:
+            known["top_k"] = int(known["top_k"])
+        if raw.get("do_sample") is False:
+            known["temperature"] = 0.0
+        return cls(**known)
+
+
+def _sensible(value: object, bounds: Mapping[str, Any]) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return bool(bounds["low"] <= value <= bounds["high"])  # false for NaN
+
+
+@dataclass(slots=True, frozen=True)
+class ModelLimits:
+    """What one deployment's model allows, and its defaults."""
+
+    context: int  # tokens of prompt and answer together
+    vocab_size: int
+    max_tokens_default: int
+    eos_token_ids: frozenset[int] = frozenset()
+    defaults: SamplingDefaults = SamplingDefaults()
+
+
+def resolve(request: GenerationFields, prompt_tokens: int, limits: ModelLimits) -> SamplingParams:
+    """One prompt's SamplingParams: the client's value, else the model's, else OpenAI's.
+
+    Raises InvalidRequest: `context_length_exceeded`, an empty prompt, or a token id outside the vocabulary.
+    """
+    max_tokens = _max_tokens(request, prompt_tokens, limits)
+    temperature = _first(request.temperature, limits.defaults.temperature, 1.0)
+    top_p = _first(request.top_p, limits.defaults.top_p, 1.0)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min(request.min_tokens or 0, max_tokens),
+        # A nucleus of mass 0 is the likeliest token alone: greedy, without asking each engine to know that.
+        temperature=0.0 if top_p == 0 else temperature,
+        top_p=top_p or 1.0,
+        top_k=max(0, _first(request.top_k, limits.defaults.top_k, 0)),
+        min_p=_first(request.min_p, limits.defaults.min_p, 0.0),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=_first(request.repetition_penalty, limits.defaults.repetition_penalty, 1.0),
+        logit_bias=_logit_bias(request, limits.vocab_size),
+        # Engines seed with 63 bits; a seed that is not negative stays what it is.
+        seed=None if request.seed is None else request.seed & (2**63 - 1),
+        stop_token_ids=_stop_token_ids(request, limits),
+    )
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next(value for value in values if value is not None)
+
+
+def _max_tokens(request: GenerationFields, prompt_tokens: int, limits: ModelLimits) -> int:
+    """The explicit maximum, or the model's default clamped to the room that the prompt leaves."""
+    if prompt_tokens == 0:
+        raise InvalidRequest(f"The {request.PROMPT_NOUN} must have at least one token.", param=request.PROMPT_PARAM)
+    explicit, least = request.explicit_max_tokens, request.min_tokens or 0
+    if prompt_tokens + max(explicit or 0, least, 1) > limits.context:
+        raise _too_long(request, prompt_tokens, max(explicit or 0, least), limits.context)
+    if explicit is not None:
+        return explicit
+    return min(max(limits.max_tokens_default, least), limits.context - prompt_tokens)
+
+
+def _too_long(request: GenerationFields, prompt: int, completion: int, context: int) -> InvalidRequest:
+    asked = f"{prompt + completion} tokens were requested: {prompt} in the {request.PROMPT_NOUN}"
+    asked += f" and {completion} for the completion" if completion else ", which leaves no room for an answer"
+    message = f"This model's maximum context length is {context} tokens, but {asked}."
+    return InvalidRequest(message, param=request.PROMPT_PARAM, code="context_length_exceeded")
+
+
+def _logit_bias(request: GenerationFields, vocab_size: int) -> dict[int, float]:
+    bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
+    _check_vocabulary(bias, vocab_size, "logit_bias")
+    return bias
+
+
+def _stop_token_ids(request: GenerationFields, limits: ModelLimits) -> frozenset[int]:
+    own = frozenset(request.stop_token_ids or ())
+    _check_vocabulary(own, limits.vocab_size, "stop_token_ids")
+    return own if request.ignore_eos else own | limits.eos_token_ids
+
+
+def _check_vocabulary(tokens: Collection[int], vocab_size: int, param: str) -> None:
+    highest = max(tokens, default=0)
+    if highest >= vocab_size:
+        message = f"'{param}': token id {highest} is outside this model's vocabulary of {vocab_size} tokens."
+        raise InvalidRequest(message, param=param)

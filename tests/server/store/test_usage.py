@@ -1,0 +1,154 @@
+import dataclasses
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, timedelta, timezone
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quota.levels import Level
+from server.store import Store
+from server.store.records import UsageDimension, UsageRecord, UsageTotal
+
+DAY = date(2025, 3, 10)
+NOON = datetime(2025, 3, 10, 12, tzinfo=UTC)
+
+
+def record(request_id: str, **changes: object) -> UsageRecord:
+    made = UsageRecord(
+        request_id=request_id,
+        account_id="acct_1",
+        key_id="k1",
+        model="big",
+        version="1",
+        endpoint="/v1/chat/completions",
+        features=frozenset({"chat", "stream"}),
+        prompt_tokens=10,
+        cached_tokens=4,
+        completion_tokens=5,
+        started_at=NOON,
+        queue_ms=1,
+        first_token_ms=20,
+        total_ms=100,
+        outcome="stop",
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def expected_totals(records: Iterable[UsageRecord], since: date) -> list[UsageTotal]:
+    """The same sums, one request at a time."""
+    sums: dict[tuple[str, Level, str, date], list[int]] = {}
+    for r in records:
+        layers = [(Level.ACCOUNT, ""), (Level.KEY, r.key_id), (Level.MODEL, r.model)]
+        layers += [(Level.MODEL, f"{r.model}@{r.version}"), *((Level.FEATURE, name) for name in r.features)]
+        for level, name in layers if r.day >= since else ():
+            counts = sums.setdefault((r.account_id, level, name, r.day), [0, 0])
+            counts[0] += 1
+            counts[1] += r.prompt_tokens + r.completion_tokens
+    return [UsageTotal(*group, *counts) for group, counts in sorted(sums.items())]
+
+
+async def test_a_request_is_written_once(store: Store) -> None:
+    await store.usage.add([record("r1"), record("r2")])
+    await store.usage.add([record("r2", prompt_tokens=999), record("r3")])
+    (total,) = await store.usage.sums([])
+    assert (total.requests, total.prompt_tokens, total.completion_tokens) == (3, 30, 15)
+
+
+async def test_a_repeat_within_one_batch_is_written_once(store: Store) -> None:
+    await store.usage.add([record("r1"), record("r1")])
+    assert (await store.usage.sums([]))[0].requests == 1
+
+
+async def test_no_usage_sums_to_zero(store: Store) -> None:
+    (total,) = await store.usage.sums([])
+    assert (total.requests, total.prompt_tokens) == (0, 0)
+    assert await store.usage.sums([UsageDimension.ACCOUNT]) == []
+    assert await store.usage.totals_since(DAY) == []
+
+
+async def test_the_day_is_utc() -> None:
+    late = datetime(2025, 3, 10, 23, 30, tzinfo=timezone(timedelta(hours=-3)))
+    assert record("r1", started_at=late).day == date(2025, 3, 11)
+
+
+async def test_totals_name_every_layer(store: Store) -> None:
+    await store.usage.add([record("r1"), record("r2", version="2", features=frozenset({"chat"}), prompt_tokens=0)])
+    totals = {
+        (total.level, total.name): (total.requests, total.tokens) for total in await store.usage.totals_since(DAY)
+    }
+    assert totals == {
+        (Level.ACCOUNT, ""): (2, 20),
+        (Level.KEY, "k1"): (2, 20),
+        (Level.MODEL, "big"): (2, 20),
+        (Level.MODEL, "big@1"): (1, 15),
+        (Level.MODEL, "big@2"): (1, 5),
+        (Level.FEATURE, "chat"): (2, 20),
+        (Level.FEATURE, "stream"): (1, 15),
+    }
+
+
+_records = st.lists(
+    st.builds(
+        lambda number, account, key, model, version, features, prompt, completion, day: record(
+            f"r{number}",
+            account_id=account,
+            key_id=key,
+            model=model,
+            version=version,
+            features=features,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            started_at=NOON + timedelta(days=day),
+        ),
+        st.integers(0, 10**9),
+        st.sampled_from(["acct_1", "acct_2"]),
+        st.sampled_from(["k1", "k2"]),
+        st.sampled_from(["big", "small"]),
+        st.sampled_from(["1", "2"]),
+        st.frozensets(st.sampled_from(["chat", "stream", "tools"])),
+        st.integers(0, 2**40),
+        st.integers(0, 2**40),
+        st.integers(-2, 2),
+    ),
+    max_size=12,
+    unique_by=lambda r: r.request_id,
+)
+_batches = {"n": 0}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(records=_records)
+async def test_totals_are_those_of_each_request(store: Store, records: list[UsageRecord]) -> None:
+    _batches["n"] += 1  # one store serves all examples: each has accounts of its own
+    mine = [dataclasses.replace(r, request_id=f"{_batches['n']}-{r.request_id}") for r in records]
+    mine = [dataclasses.replace(r, account_id=f"{r.account_id}-{_batches['n']}") for r in mine]
+    if mine:
+        await store.usage.add(mine)
+    totals = await store.usage.totals_since(DAY)
+    suffix = f"-{_batches['n']}"
+    assert [total for total in totals if total.account_id.endswith(suffix)] == expected_totals(mine, DAY)
+
+
+async def test_sums_group_and_filter(store: Store) -> None:
+    yesterday = NOON - timedelta(days=1)
+    await store.usage.add(
+        [
+            record("r1"),
+            record("r2", key_id="k2", version="2"),
+            record("r3", account_id="acct_2", key_id="k3", started_at=yesterday),
+        ]
+    )
+    by_account = await store.usage.sums([UsageDimension.ACCOUNT])
+    assert [(row.account_id, row.requests, row.key_id) for row in by_account] == [
+        ("acct_1", 2, None),
+        ("acct_2", 1, None),
+    ]
+    by_model = await store.usage.sums([UsageDimension.MODEL])
+    assert [(row.model, row.version, row.requests) for row in by_model] == [("big", "1", 2), ("big", "2", 1)]
+    by_day = await store.usage.sums([UsageDimension.DAY, UsageDimension.KEY])
+    assert [(row.day, row.key_id) for row in by_day] == [(yesterday.date(), "k3"), (DAY, "k1"), (DAY, "k2")]
+    mine = await store.usage.sums([UsageDimension.KEY], account_id="acct_1")
+    assert [row.key_id for row in mine] == ["k1", "k2"]
+    assert (await store.usage.sums([], since=DAY))[0].requests == 2
+    assert (await store.usage.sums([], until=yesterday.date()))[0].cached_tokens == 4
+    assert len(await store.usage.sums([UsageDimension.KEY], limit=2)) == 2

@@ -1,0 +1,84 @@
+import random
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.text.content_filter import ContentFilter
+from server.text.stop import StopMatcher
+from server.text.stream import TextStream
+from server.text.tokenizer import ByteTokenizer
+
+TOKENIZER = ByteTokenizer()
+
+
+def stream(stops: Sequence[str] = (), terms: Sequence[str] = ()) -> TextStream:
+    return TextStream(TOKENIZER.detokenizer(), stops, ContentFilter([], terms).output_mask())
+
+
+def feed(made: TextStream, text: str) -> list[tuple[str, bool]]:
+    """One token a call; ends at a stop."""
+    out = []
+    for token_id in text.encode():
+        piece = made.add([token_id])
+        out.append((piece.text, piece.stopped))
+        if piece.stopped:
+            break
+    return out
+
+
+def test_plain() -> None:
+    made = stream()
+    assert feed(made, "aé") == [("a", False), ("", False), ("é", False)]
+    assert made.add(b"b\xc3").text == "b"
+    assert (made.finish().text, made.finish().text) == ("\ufffd", "")
+
+
+def test_stop_releases_everything_before_it() -> None:
+    made = stream(["END"], ["secret"])
+    assert feed(made, "a seEND more") == [*[("a", False), (" ", False)], *[("", False)] * 4, ("se", True)]
+    assert made.add(b"more").text == ""
+    assert made.finish().text == ""
+
+
+def test_matched_stop_is_named() -> None:
+    piece = stream(["x", "lo"]).add(b"hello")
+    assert (piece.text, piece.stopped, piece.matched) == ("hel", True, "lo")
+
+
+def test_finish_releases_what_was_held() -> None:
+    made = stream(["END"], ["secret"])
+    assert "".join(text for text, _ in feed(made, "a secreEN")) == "a "
+    assert made.finish().text == "secreEN"
+    assert made.finish().text == ""
+
+
+def test_a_stop_of_replacement_characters_is_found_at_the_end() -> None:
+    made = stream(["\ufffd"])
+    assert made.add(b"a\xc3").text == "a"
+    assert made.finish().stopped
+
+
+def test_stops_are_sought_in_what_the_model_wrote() -> None:
+    assert stream(["***"], ["bad"]).add(b"a bad b").stopped is False
+    hidden = stream(["bad b"], ["bad"]).add(b"a bad b")
+    assert (hidden.text, hidden.matched) == ("a ", "bad b")
+
+
+@given(
+    st.lists(st.text("abé", min_size=1, max_size=3), max_size=2),
+    st.lists(st.text("abé", min_size=1, max_size=3), max_size=2),
+    st.lists(st.sampled_from([b"a", b"b", "é".encode(), b"\xc3", b"c"]), max_size=10).map(b"".join),
+    st.randoms(use_true_random=False),
+)
+def test_pieces_make_up_the_whole(stops: list[str], terms: list[str], data: bytes, cuts: random.Random) -> None:
+    made, out, position, stopped = stream(stops, terms), "", 0, False
+    while position < len(data) and not stopped:
+        size = cuts.randrange(4)
+        piece = made.add(data[position : position + size])
+        out, stopped, position = out + piece.text, piece.stopped, position + size
+    out += made.finish().text
+
+    matcher = StopMatcher(stops)
+    whole = matcher.feed(data.decode(errors="replace")).text + matcher.flush()
+    assert out == ContentFilter([], terms).mask(whole)
