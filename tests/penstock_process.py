@@ -1,0 +1,121 @@
+"""A real `penstock serve` in a process of its own, for tests from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import openai
+
+ROOT = Path(__file__).resolve().parent.parent
+API_KEY = "tests-api-key-0123456789"
+ADMIN_KEY = "tests-admin-key-0123456789"
+START_TIMEOUT = 120.0  # seconds; importing torch on a busy machine takes many
+FAKE_MODEL = '[[models]]\nname = "echo"\nengine = "fake"\noptions = { delay_ms = 2 }\n'
+UNLIMITED = "[quota.plans.default]\naccount = {}\n"
+
+
+class PenstockProcess:
+    """`config` is a whole configuration file, but for the port, which is free, and the data folder."""
+
+    def __init__(self, folder: Path, config: str = FAKE_MODEL + UNLIMITED, *arguments: str) -> None:
+        self.folder = folder
+        self.log = folder / "server.log"
+        path = folder / "penstock.toml"
+        path.write_text(config, encoding="utf-8")
+        self._command = [sys.executable, "-m", "server.cli", "serve", "--config", str(path), "--port", "0"]
+        self._command += ["--data-dir", str(folder / "data"), *arguments]
+        self._process: subprocess.Popen[str] | None = None
+        self.base_url = ""
+
+    def start(self) -> Self:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+        environment |= {"PENSTOCK_API_KEY": API_KEY, "PENSTOCK_ADMIN_KEY": ADMIN_KEY}
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(
+                self._command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self.base_url = self._await_banner()
+        return self
+
+    def _await_banner(self) -> str:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("Penstock is ready at "):
+                return line.split()[-1]
+        raise RuntimeError(f"the server did not start: {self.log.read_text()[-2000:]}")
+
+    def stop(self, timeout: float = 60) -> int:
+        """SIGTERM; the exit status."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def root_url(self) -> str:
+        return self.base_url.removesuffix("/v1")
+
+    @property
+    def websocket_url(self) -> str:
+        return self.base_url.replace("http", "ws", 1) + "/chat/completions"
+
+    def worker_pids(self) -> list[int]:
+        """The workers: our process's children."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"batching.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def sdk(self, **options: object) -> openai.OpenAI:
+        return openai.OpenAI(**{"base_url": self.base_url, "api_key": API_KEY, "max_retries": 0, **options})  # type: ignore[arg-type]
+
+    def async_sdk(self, **options: object) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(**{"base_url": self.base_url, "api_key": API_KEY, "max_retries": 0, **options})  # type: ignore[arg-type]
+
+    def http(self, key: str | None = API_KEY) -> httpx.Client:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.root_url, headers=headers, timeout=60)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry these labels."""
+        with self.http(ADMIN_KEY) as client:
+            text = client.get("/metrics").raise_for_status().text
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(label in line for label in wanted))
+
+    def wait_for_metric(self, name: str, value: float, timeout: float = 30) -> None:
+        """Until the metric has this value; AssertionError when it does not come to it."""
+        deadline = time.monotonic() + timeout
+        while (seen := self.metric(name)) != value:
+            assert time.monotonic() < deadline, f"{name} is {seen}, expected {value}"
+            time.sleep(0.05)
