@@ -1,0 +1,52 @@
+# Everything is installed into .venv and nowhere else.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA := .data
+ARGS ?=
+
+.PHONY: setup serve test lint format bench soak train clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Penstock needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
+
+# A development key, made once and readable by its owner alone; PENSTOCK_API_KEY takes its place.
+$(DATA)/dev-key: | setup
+	@mkdir -p -m 700 $(DATA)
+	@umask 077 && $(BIN)/python -c 'from server.keys import generate; print(generate().text)' > $@
+
+serve: setup $(DATA)/dev-key
+	@PENSTOCK_API_KEY="$${PENSTOCK_API_KEY:-$$(cat $(DATA)/dev-key)}" \
+		exec $(BIN)/penstock serve --data-dir $(DATA) --show-key $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The bundled model under a chat-like load, on a server of its own.
+bench: setup
+	$(BIN)/python -m loadtest.local $(ARGS)
+
+# The property tests, with many more examples.
+soak: setup
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest --timeout 7200 tests/quota tests/batching $(ARGS)
+
+# Trains models/tiny-chat anew; CORPORA is a folder with the corpora that its model card names.
+train: setup
+	$(BIN)/python models/train_tiny_chat.py $(if $(CORPORA),--corpora $(CORPORA)) $(ARGS)
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,94 @@
+"""The rooms stay apart: who may import whom, and which room a heavy library lives in."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("server", "batching", "engines", "quota", "loadtest")
+MAY_IMPORT = {
+    "server": {"batching", "engines", "quota", "loadtest"},
+    "batching": {"engines"},
+    "engines": set(),
+    "quota": set(),
+    "loadtest": set(),
+}
+# Of the engines, batching knows the nouns, the protocols and the registry: no implementation.
+BATCHING_SEES = {"engines", "engines.types", "engines.base", "engines.registry"}
+# A library -> the files and folders that may import it.
+HOMES = {
+    "fastapi": ("server/",),
+    "starlette": ("server/",),
+    "uvicorn": ("server/",),
+    "sqlalchemy": ("server/",),
+    "alembic": ("server/store/",),
+    "redis": ("quota/redis.py", "server/store/"),
+    "torch": ("engines/torch/",),
+    "transformers": ("engines/torch/",),
+    "onnxruntime": ("engines/onnx.py",),
+    "tritonclient": ("engines/triton.py",),
+    "openai": (),
+    "pydantic": ("server/",),
+}
+SCHEDULING = ("queue", "buckets", "scheduler", "blocks", "sequence", "stats")
+IMPURE = {"asyncio", "time", "socket", "threading", "torch", "random"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: rooms are imported by their own names"
+            module = node.module or ""
+            names |= {f"{module}.{alias.name}" for alias in node.names} | {module}
+    return names
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    room = name_of(path).split("/")[0]
+    others = {name.split(".")[0] for name in imports(path)} & set(ROOMS) - {room}
+    assert others <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_a_heavy_library_lives_in_one_room(path: Path) -> None:
+    used = {name.split(".")[0] for name in imports(path)} & set(HOMES)
+    strangers = {library for library in used if not name_of(path).startswith(tuple(HOMES[library]) or ("-",))}
+    assert not strangers
+
+
+def test_batching_knows_no_engine() -> None:
+    for path in sorted((ROOT / "batching").rglob("*.py")):
+        modules_seen = {".".join(n.split(".")[:2]) for n in imports(path) if n.split(".")[0] == "engines"}
+        assert modules_seen <= BATCHING_SEES, name_of(path)
+
+
+@pytest.mark.parametrize("name", SCHEDULING)
+def test_decisions_are_functions_of_plain_values(name: str) -> None:
+    used = {imported.split(".")[0] for imported in imports(ROOT / "batching" / f"{name}.py")}
+    assert not used & IMPURE
+
+
+def test_the_gateway_starts_without_torch() -> None:
+    """Transitively too: its processes must start fast and never share a GIL with an engine."""
+    import subprocess
+    import sys
+
+    code = "import sys, server.cli, batching.worker; print({'torch', 'transformers', 'redis'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "set()"
