@@ -50,7 +50,7 @@ class Database:
         return database
 
     def read(self) -> AbstractAsyncContextManager[AsyncSession]:
-        """A session whose statements see one state; nothing is committed."""
+        """A session for one question; nothing is committed."""
         return self._readers()
 
     def write(self) -> AbstractAsyncContextManager[AsyncSession]:
@@ -78,11 +78,13 @@ def database_url(url: str, data_dir: Path | None) -> URL:
         return URL.create("sqlite+aiosqlite", database=str(data_dir / FILE_NAME))
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise StoreError(f"database_url: not a URL, {_EXPECTED}") from None
     driver = _DRIVERS.get(parsed.get_backend_name())
     if driver is None or parsed.drivername not in {parsed.get_backend_name(), driver}:
         raise StoreError(f"database_url: {parsed.drivername} is not supported, {_EXPECTED}")
+    if parsed.query and parsed.get_backend_name() == "sqlite":
+        raise StoreError("database_url: a SQLite file takes no options after '?'")
     return parsed.set(drivername=driver)
 
 

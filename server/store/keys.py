@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, or_, select, tuple_, update
+from sqlalchemy import Select, Table, bindparam, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.store.accounts import account_of
@@ -65,11 +65,15 @@ class Keys:
 
     async def touch(self, used: Mapping[str, datetime]) -> None:
         """Note when keys were last used. A time before the one noted changes nothing."""
+        table = KeyRow.__table__
+        assert isinstance(table, Table)
+        older = or_(table.c.last_used_at.is_(None), table.c.last_used_at < bindparam("moment"))
+        query = update(table).where(table.c.id == bindparam("key"), older)
+        query = query.values(last_used_at=bindparam("moment"))
+        # in one order everywhere, so that gateways can't deadlock
+        rows = [{"key": key_id, "moment": moment} for key_id, moment in sorted(used.items())]
         async with self._database.write() as session:
-            for key_id, moment in sorted(used.items()):  # one order everywhere: no deadlock between gateways
-                older = or_(KeyRow.last_used_at.is_(None), KeyRow.last_used_at < moment)
-                query = update(KeyRow).where(KeyRow.id == key_id, older).values(last_used_at=moment)
-                await session.execute(query, execution_options={"synchronize_session": False})
+            await (await session.connection()).execute(query, rows)
 
     async def _credential(self, query: Select[KeyRow, AccountRow]) -> Credential | None:
         async with self._database.read() as session:

@@ -36,6 +36,7 @@ class UsageWriter:
         batch_size: int = 500,
         capacity: int = 50_000,
         max_backoff_s: float = 10.0,
+        write_timeout_s: float = 30.0,
     ) -> None:
         self.dropped = 0  # records lost so far: no room, or refused by the database for what they hold
         self.written = 0
@@ -44,6 +45,7 @@ class UsageWriter:
         self._batch_size = batch_size
         self._capacity = capacity
         self._max_backoff_s = max_backoff_s
+        self._write_timeout_s = write_timeout_s
         self._failures = 0  # in a row
         self._pending: deque[UsageRecord] = deque()
         self._full_batch = asyncio.Event()
@@ -113,7 +115,8 @@ class UsageWriter:
     async def _write(self, batch: list[UsageRecord]) -> bool:
         """Write the head of the queue. It leaves the queue only once it is stored or known to be unstorable."""
         try:
-            await self._sink.add(batch)
+            async with asyncio.timeout(self._write_timeout_s):
+                await self._sink.add(batch)
         except Exception as error:
             if not _is_fault_of_a_row(error):
                 self._note_failure(error)

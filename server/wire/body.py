@@ -98,7 +98,8 @@ def _refusal(param: str, details: Sequence[ErrorDetails]) -> InvalidRequest:
         return UnsupportedParameter(param)
     if "missing" in kinds:
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
-    expected = "; or ".join(dict.fromkeys(_expectation(detail) for detail in details))
+    expected = " or ".join(dict.fromkeys(_expectation(detail) for detail in details))
+    expected = expected.replace(" or input should be ", " or ")
     subject = f"Invalid value for '{param}'" if param else "Invalid request"
     return InvalidRequest(f"{subject}: {_short(expected)}.", param=param or None)
 

@@ -6,7 +6,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import IntegrityError
 
 from server.store import Store, StoreError
@@ -65,7 +65,14 @@ async def test_a_database_of_a_newer_penstock_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["nonsense", "mysql://u:hunter22@h/d", "postgresql+asyncpg://u:hunter22@h/d", "sqlite+pysqlite:///x", "://"],
+    [
+        "nonsense",
+        "mysql://u:hunter22@h/d",
+        "postgresql+asyncpg://u:hunter22@h/d",
+        "sqlite+pysqlite:///x",
+        "://",
+        "postgresql://u:hunter22@h:port/d",
+    ],
 )
 def test_a_bad_url_is_one_line_without_its_password(bad: str) -> None:
     with pytest.raises(StoreError) as caught:
@@ -85,6 +92,13 @@ async def test_a_server_that_is_away_is_one_line_without_its_password() -> None:
         await Store.open("postgresql+psycopg://u:hunter22@127.0.0.1:1/d")
     assert "\n" not in str(caught.value)
     assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize("unknown", ["sqlite:///test.db?colour=1", "postgresql://u@127.0.0.1:1/d?colour=1"])
+async def test_an_unknown_option_is_one_line(unknown: str) -> None:
+    with pytest.raises(StoreError, match="database_url") as caught:
+        await Store.open(unknown)
+    assert "\n" not in str(caught.value)
 
 
 async def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
@@ -140,7 +154,7 @@ async def test_errors_show_no_stored_values(store: Store) -> None:
     with pytest.raises(IntegrityError) as caught:
         async with store.database.write() as session:
             await session.execute(
-                KeyRow.__table__.insert().values(id="k", digest=b"secret-digest", account_id="nobody", kind="api")
+                insert(KeyRow).values(id="k", digest=b"secret-digest", account_id="nobody", kind="api")
             )
     assert "secret-digest" not in str(caught.value).split("DETAIL")[0]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import IntegrityError
@@ -77,7 +78,7 @@ async def test_names_of_ids(store: Store) -> None:
 
 async def test_a_key_is_found_by_id_and_digest(store: Store) -> None:
     expires = datetime(2100, 1, 1, 12, tzinfo=timezone(timedelta(hours=2)))
-    scopes = {"models": frozenset({"big", "small@1"}), "features": frozenset[str]()}
+    scopes: dict[str, Any] = {"models": frozenset({"big", "small@1"}), "features": frozenset[str]()}
     made = await _key(store, "k1", limits={"rpm": 3}, expires_at=expires, name="laptop", **scopes)
     assert await store.keys.get("k1") == made
     assert (made.account_name, made.kind, made.models) == ("acme", KeyKind.API, scopes["models"])

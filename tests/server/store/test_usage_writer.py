@@ -191,6 +191,17 @@ async def test_what_is_recorded_during_a_write_is_kept() -> None:
     assert list(sink.stored) == ["r1", "r2"]
 
 
+async def test_a_write_that_hangs_is_given_up_and_done_again() -> None:
+    sink = Sink()
+    sink.gate.clear()
+    writer = UsageWriter(sink, write_timeout_s=0.01)
+    writer.record(record("r1"))
+    assert not await writer.flush()
+    sink.gate.set()
+    assert await writer.flush()
+    assert list(sink.stored) == ["r1"]
+
+
 async def test_a_cancelled_write_is_done_again() -> None:
     sink = Sink()
     sink.gate.clear()
