@@ -78,8 +78,13 @@ class Counters:
         return Charge(held + cost, limit, bucket.used, now)
 
     def correct(self, key: CounterKey, charge: Charge, amount: int, now: int) -> None:
-        """Make `amount` what the lease has in force: give the difference back, or charge it."""
+        """Make `amount` what the lease has in force: give the difference back, or charge it.
+
+        Without a difference the counter is not touched.
+        """
         change, charge.amount = amount - charge.amount, amount
+        if not change:
+            return
         if key.dimension.kind is Kind.BUCKET:
             self._correct_bucket(key, charge, change, now)
         elif not key.is_over(now):

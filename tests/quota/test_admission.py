@@ -116,6 +116,14 @@ async def test_the_longest_wait_of_all_layers_is_told(ledger: Ledger, clock: Clo
     assert refusal == Refusal(Level.KEY, "k1", Dimension.REQUESTS_PER_DAY, 1, 12 * 3_600_000)
 
 
+async def test_of_equal_waits_the_first_layer_is_named(ledger: Ledger) -> None:
+    layers = (*account(requests_per_day=1, tokens_per_day=1), *key(requests_per_day=1))
+    await ledger.reserve("r1", A, layers, 1)
+    refusal = (await ledger.reserve("r2", A, layers, 1)).refusal
+    assert refusal is not None
+    assert (refusal.level, refusal.dimension) == (Level.ACCOUNT, Dimension.REQUESTS_PER_DAY)
+
+
 async def test_concurrency_is_named_only_when_nothing_else_refuses(ledger: Ledger, clock: Clock) -> None:
     layers = account(rpm=1, concurrent=1)
     await ledger.reserve("r1", A, layers, 1)

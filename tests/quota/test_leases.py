@@ -257,3 +257,43 @@ async def test_late_duplicate_and_out_of_order_endings_sum_up(ledger: Ledger, cl
     assert after[Dimension.REQUESTS_PER_DAY] == requests
     assert Dimension.CONCURRENT not in after
     assert (await ledger.usage(A)).leases == ()
+
+
+async def test_a_renewed_lease_does_not_shield_a_dead_one(ledger: Ledger, clock: Clock) -> None:
+    layers = (Layer(Level.ACCOUNT, "", Limits(concurrent=2)),)
+    await ledger.reserve("alive", A, layers, 1)
+    clock.advance(1000)
+    await ledger.reserve("dead", A, layers, 1)
+    clock.advance(20_000)
+    await ledger.renew(A, {"alive": 1})
+    clock.advance(10_000)
+    assert (await ledger.reserve("next", A, layers, 1)).admitted
+    assert {lease.lease_id for lease in (await ledger.usage(A)).leases} == {"alive", "next"}
+
+
+async def test_a_lease_admitted_again_keeps_its_day(ledger: Ledger, clock: Clock) -> None:
+    layers = (Layer(Level.ACCOUNT, "", Limits(tokens_per_day=100)),)
+    clock.set(2025, 3, 15, 23, 59, 59)
+    await ledger.reserve("r1", A, layers, 80)
+    await ledger.renew(A, {"r1": 30})
+    clock.advance(LEASE_MS)
+    assert (await ledger.reserve("r1", A, layers, 80)).admitted
+    assert (await ledger.peek(A, layers)).remaining_tokens == 100
+    await ledger.settle("r1", A, 70)
+    (day,) = [c for c in (await ledger.usage(A)).counters if c.dimension is Dimension.TOKENS_PER_DAY]
+    assert (day.period, day.used) == (clock.now // 86_400_000 - 1, 70)
+
+
+async def test_an_emptied_bucket_is_as_good_as_a_new_one(ledger: Ledger, clock: Clock) -> None:
+    """A settlement meets the same bucket whether or not the empty one has been dropped meanwhile."""
+    wide, narrow = ((Layer(Level.ACCOUNT, "", Limits(tpm=tpm)),) for tpm in (1000, 10))
+    await ledger.reserve("r1", A, wide, 1000)
+    clock.advance(20_000)
+    await ledger.reserve("r2", A, narrow, 0)
+    clock.advance(9_000)
+    await ledger.renew(A, {"r1": 1000})
+    clock.advance(29_000)
+    await ledger.renew(A, {"r1": 1000})
+    clock.advance(29_000)
+    await ledger.settle("r1", A, 1500)
+    assert (await used(ledger))[Dimension.TPM] == 500 * 60_000

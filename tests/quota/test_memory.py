@@ -42,7 +42,8 @@ async def test_100k_requests_of_many_accounts_leave_only_what_is_active(clock: C
         await ledger.settle(f"s{n}", "last", 1)
         clock.advance(1000)
     accounts, counters, leases = sizes(ledger)
-    assert (accounts, counters) <= (1, 8)
+    assert accounts == 1
+    assert counters <= 8
     assert leases <= LEASE_MS // 1000 + 1
     await ledger.check_integrity()
 
