@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from engines.base import EngineError
 from engines.torch.kv_cache import PagedKVCache
 
 ATTENTION_NAME = "penstock_paged"
@@ -55,7 +56,7 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
-    attention_step: AttentionStep,
+    attention_step: AttentionStep | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -63,10 +64,16 @@ def paged_attention(
     s_aux: torch.Tensor | None = None,
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function that transformers calls. No mask is ever given: none is registered for this name."""
+    """The attention function that transformers calls.
+
+    A mask can only be one that the model made itself, since none is registered for this name: `extra` shows it.
+    Raises EngineError for a model that does not hand `attention_step` down.
+    """
+    if attention_step is None:
+        raise EngineError("its attention layers are not given the keyword arguments of the model's call")
     scale = scaling if scaling is not None else float(query.shape[-1] ** -0.5)
     call = LayerCall(module, query, key, value, scale, sliding_window, softcap, s_aux)
-    return attention_step.attend(call, extra), None
+    return attention_step.attend(call, extra | {"attention_mask": attention_mask}), None
 
 
 def register() -> None:

@@ -50,19 +50,18 @@ class TorchEngine(ThreadedStepEngine):
         torch.set_num_threads(self._num_threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loaded = loader.load(config.path, config.dtype, device)
-        max_model_len = _max_model_len(config, loaded)
-        num_blocks = _num_blocks(config, options, loaded, max_model_len)
+        capacity = plan_capacity(config, options, loaded)
         self._cache = PagedKVCache(
-            loaded.layers, num_blocks, options.block_size, loaded.model.dtype, loaded.model.device
+            loaded.layers, capacity.num_blocks, options.block_size, loaded.model.dtype, loaded.model.device
         )
         self._runner = ModelRunner(loaded.model, self._cache, loaded.vocab_size)
         super().__init__(
             EngineInfo(
-                max_model_len=max_model_len,
+                max_model_len=capacity.max_model_len,
                 max_num_seqs=config.max_num_seqs,
                 vocab_size=loaded.vocab_size,
                 block_size=options.block_size,
-                num_blocks=num_blocks,
+                num_blocks=capacity.num_blocks,
                 token_budget=options.token_budget or (256 if device.type == "cpu" else 512),
                 description=self._describe(loaded),
             )
@@ -81,6 +80,32 @@ class TorchEngine(ThreadedStepEngine):
         )
 
 
+@dataclass(slots=True, frozen=True)
+class Capacity:
+    max_model_len: int
+    num_blocks: int
+
+
+def plan_capacity(config: EngineConfig, options: TorchOptions, loaded: LoadedModel) -> Capacity:
+    """As many blocks as the options or the free memory allow, and no more than can ever be in use.
+
+    A context length that the configuration leaves open shrinks to what the memory holds. Raises EngineError.
+    """
+    max_model_len = _max_model_len(config, loaded)
+    block_bytes = sum(s.elements for s in loaded.layers) * options.block_size * loaded.model.dtype.itemsize
+    needed = -(-max_model_len // options.block_size)
+    memory = options.kv_memory_bytes or default_kv_bytes(loaded.model.device)
+    num_blocks = options.num_blocks or min(memory // block_bytes, needed * config.max_num_seqs)
+    if num_blocks >= needed:
+        return Capacity(max_model_len, num_blocks)
+    if num_blocks > 0 and not config.max_model_len:
+        return Capacity(num_blocks * options.block_size, num_blocks)
+    raise EngineError(
+        f"KV memory: {num_blocks} blocks of {options.block_size} tokens hold less than one context of "
+        f"{max_model_len}: lower max_model_len or set options.kv_memory_bytes to at least {needed * block_bytes}"
+    )
+
+
 def _max_model_len(config: EngineConfig, loaded: LoadedModel) -> int:
     limit = loaded.max_positions
     if not (config.max_model_len or limit):
@@ -88,17 +113,3 @@ def _max_model_len(config: EngineConfig, loaded: LoadedModel) -> int:
     if limit and config.max_model_len > limit:
         raise EngineError(f"max_model_len: {config.max_model_len} exceeds the model's {limit} positions")
     return config.max_model_len or limit
-
-
-def _num_blocks(config: EngineConfig, options: TorchOptions, loaded: LoadedModel, max_model_len: int) -> int:
-    """As many blocks as the options or the free memory allow, and no more than can ever be in use."""
-    block_bytes = sum(s.elements for s in loaded.layers) * options.block_size * loaded.model.dtype.itemsize
-    needed = -(-max_model_len // options.block_size)
-    memory = options.kv_memory_bytes or default_kv_bytes(loaded.model.device)
-    num_blocks = options.num_blocks or min(memory // block_bytes, needed * config.max_num_seqs)
-    if num_blocks < needed:
-        raise EngineError(
-            f"KV memory: {num_blocks} blocks of {options.block_size} tokens are less than one context of "
-            f"{max_model_len}: lower max_model_len or raise options.kv_memory_bytes to {needed * block_bytes}"
-        )
-    return num_blocks

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+_SCRATCH_BYTES = 16 << 20  # gathered keys and values together: beyond that, they leave the CPU's caches
+
 
 @dataclass(slots=True, frozen=True)
 class LayerShape:
@@ -52,6 +54,8 @@ class PagedKVCache:
         self, shapes: list[LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
+        # Tokens to gather at a time. Larger batches attend in several calls, so that the scratch memory stays small.
+        self.gather_tokens = _SCRATCH_BYTES // (max(s.elements for s in shapes) * dtype.itemsize)
         self._scratch = [torch.empty(0, dtype=dtype, device=device) for _ in range(2)]
         slots = num_blocks * block_size
         self._keys = [_Pool(slots, block_size, s.num_kv_heads, s.key_dim, self._scratch[0]) for s in shapes]

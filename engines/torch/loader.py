@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
 from engines.base import EngineError
 from engines.torch import attention, probe
@@ -32,15 +34,19 @@ def load(path: str, dtype: str, device: torch.device) -> LoadedModel:
     if dtype not in _DTYPES:
         raise EngineError(f'dtype: expected one of {", ".join(_DTYPES)}, got "{dtype}"')
     folder = Path(path)
+    disable_progress_bar()  # a log is no terminal
     config = _load_config(folder)
     _check_config(config, folder)
     attention.register()
+    logging.disable_progress_bar()
     model = _load_model(folder, config, dtype)
     if model.dtype == torch.float16 and device.type == "cpu":
         model = model.float()  # float16 is slow on a CPU, and float32 holds all of it
     model = model.to(device).eval()
-    vocab_size = int(model.get_output_embeddings().weight.shape[0])
-    return LoadedModel(model, probe.layer_shapes(model), vocab_size, _max_positions(config))
+    head = model.get_output_embeddings()
+    if head is None:
+        raise EngineError(f"{folder}: {type(model).__name__} has no output embedding")
+    return LoadedModel(model, probe.layer_shapes(model), int(head.weight.shape[0]), _max_positions(config))
 
 
 def _load_config(folder: Path) -> Any:
@@ -84,14 +90,21 @@ def _load_model(folder: Path, config: Any, dtype: str) -> Any:
             local_files_only=True,
             trust_remote_code=False,
             attn_implementation=attention.ATTENTION_NAME,
+            ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
     except Exception as error:
         raise EngineError(f"{folder}: weights can't be loaded: {_one_line(error)}") from error
-    if report["missing_keys"]:
-        names = sorted(report["missing_keys"])
-        raise EngineError(f"{folder}: {len(names)} weights are missing, among them {names[0]}")
+    _check_weights(report, folder)
     return model
+
+
+def _check_weights(report: dict[str, Any], folder: Path) -> None:
+    if missing := sorted(report["missing_keys"]):
+        raise EngineError(f"{folder}: {len(missing)} weights are missing, among them {missing[0]}")
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        raise EngineError(f"{folder}: {name} has the shape {tuple(stored)}, but config.json asks for {tuple(expected)}")
 
 
 def _one_line(error: Exception) -> str:

@@ -75,7 +75,8 @@ def pack(plan: StepPlan, records: dict[int, SequenceRecord], block_size: int) ->
         token_ids += record.token_ids[sequence.start : sequence.context_len]
     starts = _array(s.start for s in scheduled)
     lengths = _array(s.num_tokens for s in scheduled)
-    assert len(token_ids) == lengths.sum(), "the plan names a position whose token is not known"
+    if len(token_ids) != lengths.sum():
+        raise ValueError("the plan names a position whose token is not known")
     tables = _tables([records[s.sequence_id] for s in scheduled])
     row_of = np.repeat(np.arange(len(scheduled)), lengths)
     positions: IntArray = np.arange(len(token_ids)) + (starts - lengths.cumsum() + lengths)[row_of]
@@ -115,7 +116,8 @@ class ModelRunner:
         self._drop(plan.finished)
         self._introduce(plan.new)
         for sequence_id in plan.preempted:
-            self._records[sequence_id].num_blocks = 0
+            if sequence_id in self._records:
+                self._records[sequence_id].num_blocks = 0  # it comes back with another block table
         if not plan.groups:
             return StepResult()
         step = pack(plan, self._records, self._cache.block_size)
@@ -148,7 +150,14 @@ class ModelRunner:
 
     def _batches(self, step: PackedStep) -> list[AttentionBatch]:
         first_rows = step.lengths.cumsum() - step.lengths
-        return [self._batch(step, part, int(first_rows[part.start])) for part in step.parts]
+        parts = [piece for part in step.parts for piece in self._pieces(step, part)]
+        return [self._batch(step, part, int(first_rows[part.start])) for part in parts]
+
+    def _pieces(self, step: PackedStep, part: slice) -> list[slice]:
+        """A part cut so that the padded contexts of each piece fit the cache's scratch memory."""
+        longest = int((step.starts[part] + step.lengths[part]).max())
+        size = max(1, self._cache.gather_tokens // longest)
+        return [slice(i, min(i + size, part.stop)) for i in range(part.start, part.stop, size)]
 
     def _batch(self, step: PackedStep, part: slice, first_row: int) -> AttentionBatch:
         starts, lengths = step.starts[part], step.lengths[part]

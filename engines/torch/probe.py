@@ -36,7 +36,7 @@ class _LayerProbe:
             raise EngineError("its attention layers are not numbered one by one")
         unknown = [name for name, value in extra.items() if value is not None and name not in _HARMLESS]
         if unknown:
-            raise EngineError(f"its attention takes {', '.join(unknown)}, which this engine does not know")
+            raise EngineError(f"its attention uses {', '.join(unknown)}")
         if not getattr(call.module, "is_causal", True) or extra.get("is_causal") is False:
             raise EngineError("its attention is not causal")
         self.calls[layer] = call

@@ -57,9 +57,7 @@ class Planner:
         self.finished: list[int] = []
         self.futures: list[Future[StepResult]] = []
 
-    def add(
-        self, prompt: list[int], num_new_tokens: int, prefix_of: int | None = None, **sampling: Any
-    ) -> int:
+    def add(self, prompt: list[int], num_new_tokens: int, prefix_of: int | None = None, **sampling: Any) -> int:
         """`prefix_of`: take the full blocks of that sequence's prompt over once they are computed."""
         params = SamplingParams(max_tokens=num_new_tokens, **({"temperature": 0.0} | sampling))
         new = NewSequence(len(self.jobs), prompt, params)
@@ -148,7 +146,7 @@ TINY = {
     "eos_token_id": None,
     "pad_token_id": 0,
 }
-_GEMMA: dict[str, Any] = {"head_dim": 16, "hidden_activation": "gelu_pytorch_tanh"}
+_GEMMA: dict[str, Any] = {"head_dim": 16, "tie_word_embeddings": False}  # tied, random ones repeat one token
 _TWO_KINDS = ["sliding_attention", "full_attention"]
 
 CONFIGS: dict[str, Callable[[], Any]] = {
@@ -181,6 +179,20 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         layer_types=_TWO_KINDS,
         num_local_experts=4,
         num_experts_per_tok=2,
+    ),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(  # values are narrower than keys
+        **TINY | {"num_key_value_heads": 4},
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
     ),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**TINY, is_decoder=True),
     "gpt2": lambda: transformers.GPT2Config(
