@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
 from transformers.utils import logging
 
 from engines.base import EngineError
@@ -34,7 +33,6 @@ def load(path: str, dtype: str, device: torch.device) -> LoadedModel:
     if dtype not in _DTYPES:
         raise EngineError(f'dtype: expected one of {", ".join(_DTYPES)}, got "{dtype}"')
     folder = Path(path)
-    disable_progress_bar()  # a log is no terminal
     config = _load_config(folder)
     _check_config(config, folder)
     attention.register()
