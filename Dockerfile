@@ -1,5 +1,5 @@
 # Two stages: the first installs, the second carries what runs.
-FROM python:3.12-slim AS build
+FROM python:3.11-slim AS build
 WORKDIR /app
 RUN python -m venv /opt/venv
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -14,7 +14,7 @@ ARG TORCH_INDEX=""
 RUN /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
     -c constraints.txt -e '.[redis,postgres,triton]'
 
-FROM python:3.12-slim
+FROM python:3.11-slim
 RUN useradd --uid 10001 --create-home penstock \
     && install -d -o penstock -g penstock /data
 COPY --from=build /opt/venv /opt/venv

@@ -20,6 +20,9 @@ class Cells:
     real: int = 0
     padding: int = 0
 
+    def __add__(self, other: Cells) -> Cells:
+        return Cells(self.real + other.real, self.padding + other.padding)
+
     @property
     def waste(self) -> float:
         """Padding as a share of the real work."""
@@ -45,24 +48,34 @@ def count_cells(group: Sequence[ScheduledSequence]) -> Cells:
 def group_by_length(scheduled: Iterable[ScheduledSequence], max_waste: float = MAX_PADDING_WASTE) -> LengthGroups:
     """Partition a step so that over all groups padding stays within `max_waste` of the real work.
 
-    One pass from the longest down. A group takes the next sequence while the waste of everything placed so far stays
-    within bounds, so the slack that long sequences leave lets the cheap short ones share fewer, larger groups.
     Decodes never share a group with chunks: engines compute the two differently.
     """
+    rows = sorted(scheduled, key=_by_length, reverse=True)
+    first_decode = next((index for index, row in enumerate(rows) if row.num_tokens == 1), len(rows))
+    chunks = _partition(rows[:first_decode], max_waste)
+    decodes = _partition(rows[first_decode:], max_waste)
+    return LengthGroups(chunks.groups + decodes.groups, chunks.cells + decodes.cells)
+
+
+def _partition(rows: list[ScheduledSequence], max_waste: float) -> LengthGroups:
+    """One pass from the longest down: a group takes the next row while the padding of all placed so far stays within
+    their share of what is allowed. The shares are equal, not proportional: so the short, whose padding is cheap, come
+    into few groups too.
+    """
+    cells = [row.num_tokens * (row.start + row.num_tokens) for row in rows]
+    share = max_waste * sum(cells) / max(1, len(cells))
     groups: list[list[ScheduledSequence]] = []
     real = closed = area = 0  # asked for so far; with padding: in all groups but the last, in the last
     queries = context = 0  # of the last group, padded
-    for item in sorted(scheduled, key=_by_length, reverse=True):
-        length = item.start + item.num_tokens
-        real += item.num_tokens * length
-        if groups and (queries == 1) == (item.num_tokens == 1):
-            longest = max(context, length)
-            grown = (len(groups[-1]) + 1) * queries * longest
-            if closed + grown - real <= max_waste * real:
-                groups[-1].append(item)
-                area, context = grown, longest
-                continue
-        closed += area
-        groups.append([item])
-        queries, context, area = item.num_tokens, length, item.num_tokens * length
+    for placed, (row, its_cells) in enumerate(zip(rows, cells, strict=True), start=1):
+        real += its_cells
+        longest = max(context, row.start + row.num_tokens)
+        grown = (len(groups[-1]) + 1) * queries * longest if groups else 0
+        if groups and closed + grown - real <= placed * share:
+            groups[-1].append(row)
+            area, context = grown, longest
+        else:
+            closed += area
+            groups.append([row])
+            queries, context, area = row.num_tokens, row.start + row.num_tokens, its_cells
     return LengthGroups(groups, Cells(real, closed + area - real))

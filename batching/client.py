@@ -10,6 +10,7 @@ from batching.stats import WorkerStats
 from engines.types import ErrorCode, FinishReason, GenerationRequest, OutputDelta, RequestError
 
 RESTART_HINT_MS = 2000  # about what a worker needs to come back
+MAX_UNSENT_BYTES = 64 * 2**20  # to a worker that has stopped reading
 
 log = logging.getLogger("penstock.client")
 
@@ -72,8 +73,12 @@ class WorkerClient:
         if self.closed.is_set():
             receiver.put(unavailable(request.request_id))
             return receiver
+        if self._writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            receiver.put(unavailable(request.request_id))
+            return receiver
+        message = frame(Submit(request))
         self._receivers[request.request_id] = receiver  # before the work: its first delta may come at once
-        self._writer.write(frame(Submit(request)))
+        self._writer.write(message)
         return receiver
 
     def abort(self, request_id: str) -> None:
@@ -86,7 +91,8 @@ class WorkerClient:
         self._receivers.pop(request_id, None)
 
     async def close(self) -> None:
-        self._writer.close()
+        """At once: a worker that has stopped reading would never take what is still to be sent."""
+        self._writer.transport.abort()
         await self._reading
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
@@ -123,11 +129,12 @@ class WorkerClient:
 
 
 def _lost(request_id: str) -> OutputDelta:
-    error = RequestError(ErrorCode.ENGINE_FAILED, "The engine stopped while it was working on this request.")
+    message = "The engine stopped while it was working on this request."
+    error = RequestError(ErrorCode.ENGINE_FAILED, message, RESTART_HINT_MS)
     return OutputDelta(request_id, finish_reason=FinishReason.ERROR, error=error)
 
 
 def unavailable(request_id: str) -> OutputDelta:
-    """What a request gets while its worker is (re)starting."""
-    error = RequestError(ErrorCode.ENGINE_FAILED, "The engine is starting.", RESTART_HINT_MS)
+    """What a request gets while its worker is (re)starting, or has stopped reading."""
+    error = RequestError(ErrorCode.ENGINE_FAILED, "The engine can't be reached at the moment.", RESTART_HINT_MS)
     return OutputDelta(request_id, finish_reason=FinishReason.ERROR, error=error)

@@ -137,8 +137,7 @@ class WorkerSupervisor:
         if self.client is not None:
             await self.client.close()
             self.client = None
-        process, self._process = self._process, None
-        if process is None:
+        if (process := self._process) is None:
             return
         assert process.stdin is not None
         process.stdin.close()
@@ -147,6 +146,7 @@ class WorkerSupervisor:
         except TimeoutError:
             process.kill()
             await process.wait()
+        self._process = None  # not before: whoever cancels us here ends it in our place
         with contextlib.suppress(OSError):  # one that was killed leaves it behind
             os.unlink(self.config.socket_path)
 

@@ -67,8 +67,8 @@ class Worker:
         try:
             while True:
                 self._handle(await read_message(reader, to_worker), writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the gateway is gone: that is how it says goodbye
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the gateway is gone: that is how it says goodbye; or we are
         except ProtocolError as error:
             log.error("a gateway sent what is no message, its connection is closed: %s", error)
         finally:

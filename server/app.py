@@ -8,8 +8,9 @@ from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
@@ -20,6 +21,7 @@ from server.routes import admin, chat, completions, health, models
 from server.services import Services
 from server.websocket import refuse
 
+ROUTERS = (chat.router, completions.router, models.router, health.router, admin.router)
 EXPOSED_HEADERS = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"] + [
     f"x-ratelimit-{kind}-{unit}" for kind in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
 ]
@@ -40,11 +42,13 @@ def _routes(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.penstock = services
-    for router in (chat.router, completions.router, models.router, health.router, admin.router):
+    for router in ROUTERS:
         app.include_router(router)
+    app.add_api_websocket_route("/{path:path}", _unknown_websocket)
     app.add_exception_handler(APIError, _api_error)  # type: ignore[arg-type]  # one handler for both kinds
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(Exception, _unexpected)
     return app
 
@@ -73,17 +77,34 @@ async def _api_error(connection: Request | WebSocket, error: APIError) -> Respon
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: unknown routes and wrong methods."""
     assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path[:128]}"
+    where = f"{request.method} {request.scope['path'][:128]}"  # `request.url` fails on a malformed Host
     headers = dict(error.headers or {})
     match error.status_code:
         case 404:
             return _answer(NotFound(f"Unknown route: {where}.", code="unknown_url", headers=headers))
         case 405:
-            return _answer(MethodNotAllowed(f"Method not allowed: {where}.", headers=headers))
+            allowed = {"allow": _allowed_methods(request)}
+            return _answer(MethodNotAllowed(f"Method not allowed: {where}.", headers=allowed))
         case status:
             refused = InvalidRequest(str(error.detail), headers=headers)
             refused.status = status
             return _answer(refused)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Starlette names those of the first route alone that has this path."""
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in matching for method in route.methods or ()}))
+
+
+async def _unknown_websocket(websocket: WebSocket) -> None:
+    raise NotFound(f"Unknown route: {websocket.scope['path'][:128]}.", code="unknown_url")
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    """In the middle of its body. Nobody reads this answer, and nothing is wrong with the server."""
+    return Response(status_code=499)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
@@ -94,4 +115,5 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     """The traceback is logged by the server; the client learns nothing of it."""
-    return _answer(ServerError("The server had an error while processing your request."))
+    message = "The server had an error while processing your request."
+    return _answer(ServerError(message, headers={"connection": "close"}))  # as the server will do

@@ -81,6 +81,12 @@ class RequestTimeout(APIError):
     status, type, code = 408, "invalid_request_error", "request_timeout"
 
 
+class SlowReader(APIError):
+    """A client that takes nothing for too long. It can't be told: its connection ends."""
+
+    status, type, code = 408, "invalid_request_error", "write_timeout"
+
+
 class Conflict(APIError):
     status, type, code = 409, "invalid_request_error", "conflict"
 

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 
 import uvicorn
 
 from server.app import create_app
+from server.http_protocol import BoundedHTTPProtocol
 from server.services import Services, running
 from server.settings import ServerSettings, Settings
+from server.settings_layers import SettingsError
 
 OnReady = Callable[[Services, str], None]
 PING_INTERVAL = 20.0  # seconds, on WebSockets
@@ -32,7 +35,10 @@ class Gateway(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # taken by another one that was starting too
+            raise AddressError(f"the address can't be listened on: {error.strerror}") from None
         self._on_ready()
 
     @contextlib.contextmanager
@@ -61,7 +67,8 @@ class Gateway(uvicorn.Server):
 
 
 async def serve(settings: Settings, on_ready: OnReady) -> None:
-    """Until a signal ends it. Raises AddressError and what `services.running` raises."""
+    """Until a signal ends it. Raises AddressError, SettingsError and what `services.running` raises."""
+    check_certificate(settings.server)
     listener = bind(settings.server)
     with listener:
         async with running(settings) as services:
@@ -76,6 +83,7 @@ def uvicorn_config(settings: Settings, services: Services) -> uvicorn.Config:
         log_config=None,  # ours, in JSON
         access_log=False,
         lifespan="off",
+        http=BoundedHTTPProtocol.with_timeout(settings.timeouts.header),
         server_header=False,
         ws_max_size=settings.limits.websocket_message_bytes,
         ws_ping_interval=PING_INTERVAL,
@@ -84,6 +92,16 @@ def uvicorn_config(settings: Settings, services: Services) -> uvicorn.Config:
         ssl_certfile=settings.server.tls_cert or None,
         ssl_keyfile=settings.server.tls_key or None,
     )
+
+
+def check_certificate(server: ServerSettings) -> None:
+    """Before models are loaded. Raises SettingsError."""
+    if not server.tls_cert:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(server.tls_cert, server.tls_key)
+    except OSError as error:
+        raise SettingsError(f"server.tls_cert: expected a certificate, and its key in tls_key: {error}") from None
 
 
 def bind(server: ServerSettings) -> socket.socket:

@@ -7,19 +7,23 @@ its `Generation` is left, whatever the reason.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from typing import Any
 
-from batching.client import Receiver, WorkerClient
+from starlette.websockets import WebSocketDisconnect
+
+from batching.client import RESTART_HINT_MS, Receiver, WorkerClient
 from engines.types import FinishReason, GenerationRequest, OutputDelta, SamplingParams, Usage
 from quota.levels import Layer
 from server.auth import Principal
 from server.entitlement import Entitlement, Grant
-from server.errors import APIError, Overloaded, from_engine
+from server.errors import APIError, DeadlineExceeded, Overloaded, from_engine
 from server.leases import LeaseKeeper
 from server.metrics import Metrics
 from server.registry import Deployment, Replica
@@ -30,6 +34,8 @@ from server.text.stream import TextStream
 from server.wire.common import Answer, ResponseHead
 
 ABORT_PATIENCE = 1.0  # seconds to wait for the worker's account of aborted work
+
+log = logging.getLogger("penstock.generation")
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,7 +49,6 @@ class Caller:
     client_request_id: str = ""
     read_timeout: float | None = None  # how long the client waits for its next byte, in seconds
     arrival: float = field(default_factory=time.monotonic)
-    started_at: datetime = field(default_factory=utc_now)
 
 
 @dataclass(slots=True, frozen=True)
@@ -112,16 +117,25 @@ class _Choice:
     queue_seconds: float | None = None
     finish_reason: FinishReason | None = None
 
+    @property
+    def is_done(self) -> bool:
+        """It ended, and not in an error."""
+        return self.finish_reason not in (None, FinishReason.ERROR)
+
     def take(self, delta: OutputDelta) -> Piece:
-        """Raises the APIError that the engine ended this choice with."""
+        self.count(delta)
+        if delta.error is None:
+            return self._piece(delta)
+        self.finish_reason = FinishReason.ERROR
+        return Piece(self.index, self.stream.add(delta.token_ids).text)
+
+    def count(self, delta: OutputDelta) -> None:
+        """What the engine did is charged, whether somebody reads it or not."""
         if delta.token_ids and not self.num_output:
             self.num_cached, self.queue_seconds = delta.cached_tokens, delta.queue_seconds
             self.num_computed = len(self.prompt.token_ids)
         self.num_output += len(delta.token_ids)
-        if delta.error is not None:
-            self.finish_reason = FinishReason.ERROR
-            raise from_engine(delta.error)
-        return self._piece(delta)
+        self.num_computed = max(self.num_computed, delta.computed_tokens)
 
     def _piece(self, delta: OutputDelta) -> Piece:
         token_ids = delta.token_ids
@@ -155,6 +169,7 @@ class Generation:
         self._grant: Grant | None = None
         self._times = resources.metrics.of(job.deployment.model, job.deployment.version)
         self._settled = False
+        self._admitted_at = utc_now()
         self._failure: APIError | None = None
         self._first_token_at: float | None = None
         self._last_delta_at = 0.0
@@ -166,32 +181,34 @@ class Generation:
         return total if self.job.streamed or client is None else min(total, client)
 
     async def __aenter__(self) -> Generation:
-        self._grant = await self._reserve()
-        self.headers = self._grant.headers
         try:
+            await _to_the_end(self._reserve())
             self._submit()
-        except APIError as error:
-            error.headers = self.headers | error.headers
-            await self._shielded_close(error)
+        except BaseException as error:
+            if isinstance(error, APIError):
+                error.headers = self.headers | error.headers
+            await _to_the_end(self._close(error))
             raise
         self._resources.leases.hold(self)
         return self
 
-    async def _reserve(self) -> Grant:
+    async def _reserve(self) -> None:
         """One lease a request, under its own id: a repeat is the same lease."""
-        return await self._resources.entitlement.reserve(self.lease_id, self.account, self.job.layers, self.job.cost)
+        job = self.job
+        self._grant = await self._resources.entitlement.reserve(self.lease_id, self.account, job.layers, job.cost)
+        self.headers = self._grant.headers
 
     def _submit(self) -> None:
         """The receivers are registered before the work is sent (`WorkerClient.submit`)."""
         self._replica = pick(self.job.deployment)
+        self._replica.num_open += 1
         self._client = self._replica.client
         assert self._client is not None
-        self._replica.num_open += 1
         self._last_delta_at = time.monotonic()
         for index, prompt in enumerate(self.job.prompts):
-            request = self._request(index, prompt)
-            receiver = self._client.submit(request, self._ready)
-            self._choices.append(_Choice(index, prompt, receiver, prompt.new_stream()))
+            stream = prompt.new_stream()
+            receiver = self._client.submit(self._request(index, prompt), self._ready)
+            self._choices.append(_Choice(index, prompt, receiver, stream))
 
     def _request(self, index: int, prompt: PreparedPrompt) -> GenerationRequest:
         caller = self.job.caller
@@ -209,7 +226,8 @@ class Generation:
 
     @property
     def is_done(self) -> bool:
-        return all(choice.finish_reason is not None for choice in self._choices)
+        """All choices have ended, none of them in an error."""
+        return all(choice.is_done for choice in self._choices)
 
     @property
     def usage(self) -> Usage:
@@ -224,19 +242,24 @@ class Generation:
     async def next(self, patience: float = float("inf")) -> list[Piece]:
         """What arrived since the last call; empty when nothing did within `patience` seconds.
 
-        Tokens that arrived meanwhile come together. When the last choice has ended, the lease is settled before
-        this returns. Raises APIError when the request failed.
+        Tokens that arrived meanwhile come together, and before an error that arrived with them. When the last choice
+        has ended, the lease is settled before this returns. Raises APIError when the request failed.
         """
         while True:
-            if self._failure is not None:
-                raise self._failure
+            self._check()
             if pieces := self._take_all():
                 break
-            if not await self._wait(patience):
+            if self._failure is None and not await self._wait(patience):
                 return []
         if self.is_done:
             await self._settle()
         return pieces
+
+    def _check(self) -> None:
+        if time.monotonic() >= self._deadline:
+            self.fail(self._too_late())
+        if self._failure is not None:
+            raise self._failure
 
     async def collect(self) -> list[Answer]:
         """The whole answers, in the order of the prompts."""
@@ -255,15 +278,23 @@ class Generation:
         pieces = []
         for choice in self._choices:
             if choice.finish_reason is None and (delta := choice.receiver.take()) is not None:
-                self._observe_delta()
-                piece = choice.take(delta)
-                if piece.finish_reason is not None and delta.finish_reason is None:
-                    self._abort(choice)  # a stop string: the engine doesn't know of it
-                pieces.append(piece)
+                piece = self._take(choice, delta)
+                if delta.token_ids or delta.error is None:
+                    pieces.append(piece)
         return pieces
 
+    def _take(self, choice: _Choice, delta: OutputDelta) -> Piece:
+        if delta.token_ids:
+            self._observe_tokens()
+        piece = choice.take(delta)
+        if delta.error is not None:
+            self.fail(from_engine(delta.error))
+        elif piece.finish_reason is not None and delta.finish_reason is None:
+            self._abort(choice)  # a stop string: the engine doesn't know of it
+        return piece
+
     async def _wait(self, patience: float) -> bool:
-        """Whether something arrived. Raises when the engine, or the whole request, has taken too long."""
+        """Whether something arrived: tokens, or that the engine, or the whole request, has taken too long."""
         limit = min(self._deadline, self._last_delta_at + self._step_timeout)
         timeout = min(patience, limit - time.monotonic())
         try:
@@ -272,7 +303,7 @@ class Generation:
         except TimeoutError:
             if time.monotonic() < limit:
                 return False
-            raise self._too_late() from None
+            self.fail(self._too_late())
         return True
 
     @property
@@ -282,10 +313,11 @@ class Generation:
 
     def _too_late(self) -> APIError:
         if time.monotonic() >= self._deadline:
-            return Overloaded("The request took too long.", code="request_timeout")
-        return Overloaded("The engine gives no sign of life.", code="engine_timeout")
+            return DeadlineExceeded("The request took too long.")
+        message = "The engine gives no sign of life."
+        return Overloaded(message, code="engine_timeout", retry_after_ms=RESTART_HINT_MS)
 
-    def _observe_delta(self) -> None:
+    def _observe_tokens(self) -> None:
         now = time.monotonic()
         if self._first_token_at is None:
             self._first_token_at = now
@@ -310,59 +342,54 @@ class Generation:
 
     async def lease_expired(self) -> None:
         """We were stopped for too long and others may have our place: ask for it again, or end in an error."""
+        if self._settled:  # it was finished long ago, and its client still reads
+            return
         try:
             await self._reserve()
         except APIError as error:
             self.fail(error)
 
     def fail(self, error: APIError) -> None:
-        """The reader gets this error next."""
-        self._failure = error
-        self._ready.set()
+        """The reader gets this error next, unless the answer is complete."""
+        if self._failure is None and not self.is_done:
+            self._failure = error
+            self._ready.set()
 
     # --- the end
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        await self._shielded_close(error)
-
-    async def _shielded_close(self, error: BaseException | None) -> None:
-        """Cancelled or not, the work is aborted and the lease settled; then the cancellation goes on."""
-        closing = asyncio.create_task(self._close(error))
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await asyncio.wait([closing])
-            raise
+        await _to_the_end(self._close(error))
 
     async def _close(self, error: BaseException | None) -> None:
-        self._resources.leases.drop(self)
-        await self._abort_unfinished()
-        await self._settle()
-        if self._replica is not None:
-            self._replica.num_open -= 1
-        self._resources.finished(self._usage_record(self._outcome(error)), self.job.caller)
+        if self._grant is None:  # refused: nothing is held
+            return
+        try:
+            await self._abort_unfinished()
+            await self._settle()
+        finally:
+            self._resources.leases.drop(self)
+            if self._replica is not None:
+                self._replica.num_open -= 1
+            self._resources.finished(self._usage_record(self._outcome(error or self._failure)), self.job.caller)
 
     async def _abort_unfinished(self) -> None:
         """Stop what still runs, and hear how far its prompts had come: that is what is charged."""
         unfinished = [choice for choice in self._choices if choice.finish_reason is None]
         for choice in unfinished:
             self._abort(choice)
-        for choice in unfinished:
-            await self._await_abort(choice)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ABORT_PATIENCE):
+                for choice in unfinished:
+                    await self._await_end(choice)
         for choice in self._choices:
             if self._client is not None:
                 self._client.forget(choice.receiver.request_id)
 
-    async def _await_abort(self, choice: _Choice) -> None:
-        try:
-            async with asyncio.timeout(ABORT_PATIENCE):
-                while choice.finish_reason is None:
-                    delta = await choice.receiver.get()
-                    choice.num_output += len(delta.token_ids)
-                    choice.num_computed = max(choice.num_computed, delta.computed_tokens)
-                    choice.finish_reason = delta.finish_reason
-        except TimeoutError:
-            choice.finish_reason = FinishReason.ABORT
+    async def _await_end(self, choice: _Choice) -> None:
+        while choice.finish_reason is None:
+            delta = await choice.receiver.get()
+            choice.count(delta)
+            choice.finish_reason = delta.finish_reason
 
     def _abort(self, choice: _Choice) -> None:
         if self._client is not None:
@@ -372,18 +399,20 @@ class Generation:
         """What was computed is charged; a request that the engine never began costs nothing at all."""
         if self._settled or self._grant is None:
             return
-        self._settled = True
+        entitlement = self._resources.entitlement
         used = sum(choice.num_computed + choice.num_output for choice in self._choices)
-        if used:
-            await self._resources.entitlement.settle(self._grant, used)
-        else:
-            await self._resources.entitlement.release(self._grant)
+        try:
+            await (entitlement.settle(self._grant, used) if used else entitlement.release(self._grant))
+        except OSError as error:
+            log.warning("lease %s could not be settled, it will expire: %s", self.lease_id, error)
+        self._settled = True
 
     def _outcome(self, error: BaseException | None) -> str:
         if isinstance(error, APIError):
             return error.code or error.type
         if error is not None:
-            return FinishReason.ABORT if isinstance(error, asyncio.CancelledError) else "server_error"
+            client_left = isinstance(error, (asyncio.CancelledError, WebSocketDisconnect))
+            return FinishReason.ABORT if client_left else "server_error"
         reasons = [choice.finish_reason for choice in self._choices if choice.finish_reason is not None]
         return reasons[0] if reasons else FinishReason.ABORT
 
@@ -405,12 +434,26 @@ class Generation:
             prompt_tokens=sum(choice.num_computed for choice in self._choices),
             cached_tokens=usage.cached_tokens,
             completion_tokens=sum(choice.num_output for choice in self._choices),
-            started_at=caller.started_at,
+            started_at=self._admitted_at,
             queue_ms=_milliseconds(queue_seconds),
             first_token_ms=_milliseconds(self._since_arrival(self._first_token_at)),
             total_ms=round(1000 * (time.monotonic() - caller.arrival)),
             outcome=outcome,
         )
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Cancelled or not, the work is done; then the cancellation goes on."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.info("cancelled while it failed: %r", error)
+        raise
 
 
 def _milliseconds(seconds: float | None) -> int | None:

@@ -41,17 +41,26 @@ class LeaseKeeper:
         self._ledger = ledger
         self._interval = interval
         self._held: dict[str, Leaseholder] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def hold(self, holder: Leaseholder) -> None:
         self._held[holder.lease_id] = holder
+        self._idle.clear()
 
     def drop(self, holder: Leaseholder) -> None:
         self._held.pop(holder.lease_id, None)
+        if not self._held:
+            self._idle.set()
 
     @property
     def num_held(self) -> int:
         """Requests that are running."""
         return len(self._held)
+
+    async def wait_until_idle(self) -> None:
+        """Until no request is running."""
+        await self._idle.wait()
 
     def fail_all(self, error: APIError) -> None:
         for holder in list(self._held.values()):
@@ -69,10 +78,13 @@ class LeaseKeeper:
             by_account[holder.account][holder.lease_id] = holder.tokens_used
         for account, used in by_account.items():
             try:
-                expired = await self._ledger.renew(account, used)
+                await self._renew(account, used)
             except OSError as error:
                 log.warning("leases of %s could not be renewed: %s", account, error)
-                continue
-            for lease_id in expired:
-                if (lost := self._held.get(lease_id)) is not None:
-                    await lost.lease_expired()
+            except Exception:  # whatever it is: the other leases must not run out, nor these the next time
+                log.exception("leases of %s could not be renewed", account)
+
+    async def _renew(self, account: str, used: dict[str, int]) -> None:
+        for lease_id in await self._ledger.renew(account, used):
+            if (lost := self._held.get(lease_id)) is not None:
+                await lost.lease_expired()

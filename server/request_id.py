@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.wire.common import new_id
 
 _STATE_KEY = "penstock_request_id"
+_OPENING = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 
 
 def request_id_of(connection: HTTPConnection) -> str:
@@ -28,7 +29,7 @@ class RequestIdMiddleware:
         scope.setdefault("state", {})[_STATE_KEY] = request_id
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] in ("http.response.start", "websocket.accept"):
+            if message["type"] in _OPENING:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 

@@ -25,6 +25,7 @@ from server.pipeline import Pipeline, report
 from server.registry import Registry
 from server.routing import Router
 from server.settings import Settings
+from server.settings_layers import SettingsError
 from server.store import Store
 from server.store.credentials import GeneratedKeys, ensure_presets, load_pepper
 from server.store.records import UsageRecord
@@ -62,10 +63,9 @@ class Services:
         self.draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.timeouts.drain):
-                while self.leases.num_held:
-                    await asyncio.sleep(0.05)
-        self.leases.fail_all(Overloaded("The server is shutting down.", code="shutting_down"))
+                await self.leases.wait_until_idle()
         while self.leases.num_held:  # each has its error to send, and then to settle
+            self.leases.fail_all(Overloaded("The server is shutting down.", code="shutting_down"))
             await asyncio.sleep(0.05)
 
 
@@ -73,8 +73,10 @@ class Services:
 async def running(settings: Settings) -> AsyncIterator[Services]:
     """Everything started, in an order in which each part finds what it needs; stopped in the opposite one.
 
-    Raises StoreError, EngineError, ModelFilesError or TokenizerError: one line for the operator.
+    Raises SettingsError, StoreError, EngineError, ModelFilesError or TokenizerError: one line for the operator.
     """
+    if settings.server.redis_url:
+        raise SettingsError("server.redis_url: there is no shared ledger yet: leave it empty, with one gateway")
     async with contextlib.AsyncExitStack() as stack:
         metrics = Metrics()
         store = await Store.open(settings.server.database_url, settings.server.data_dir)

@@ -8,6 +8,7 @@ still working on a whole answer. Errors before the first byte are ordinary HTTP 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TypeVar
@@ -17,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from engines.types import Usage
 from server import logs
-from server.errors import APIError, ServerError
+from server.errors import APIError, ServerError, SlowReader
 from server.generation import Generation, Piece
 from server.wire.common import Answer, ChunkEncoder, ResponseHead, encode
 
@@ -91,12 +92,17 @@ class EventStream(Response):
         self._write_timeout = write_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with ClientWatch(receive), self._generation as generation:
+        with contextlib.suppress(SlowReader):  # the server closes the connection of an answer that does not end
+            async with ClientWatch(receive):
+                await self._answer(send)
+                await in_time(self._write_timeout, send({"type": "http.response.body", "body": b""}))
+
+    async def _answer(self, send: Send) -> None:
+        async with self._generation as generation:
             first = await _with_headers(generation, generation.next(self._keep_alive))
             await self._start(send)
             await self._send(send, sse(self._frames.opening()))
             await self._stream(send, first)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _start(self, send: Send) -> None:
         headers = EVENT_STREAM_HEADERS | self._generation.headers
@@ -112,20 +118,27 @@ class EventStream(Response):
                     break
                 pieces = await self._generation.next(self._keep_alive)
             await self._send(send, sse(self._frames.closing()) + DONE)
+        except SlowReader:
+            raise
         except APIError as error:
             await self._send(send, sse([encode(error.envelope())]))
-        except (TimeoutError, asyncio.CancelledError):
-            raise
         except Exception:
             logs.unexpected("a stream failed")
             await self._send(send, sse([encode(ServerError("The server failed.").envelope())]))
             raise
 
     async def _send(self, send: Send, data: bytes) -> None:
-        """A reader that takes nothing for too long loses its connection."""
         if data:
-            async with asyncio.timeout(self._write_timeout):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await in_time(self._write_timeout, send({"type": "http.response.body", "body": data, "more_body": True}))
+
+
+async def in_time(seconds: float, sending: Awaitable[None]) -> None:
+    """A client that takes nothing for too long loses its connection: raises SlowReader."""
+    try:
+        async with asyncio.timeout(seconds):
+            await sending
+    except TimeoutError:
+        raise SlowReader("The client does not read its answer.") from None
 
 
 async def _with_headers(generation: Generation, answer: Awaitable[T]) -> T:

@@ -7,6 +7,8 @@ frame; those without one run one after another, so that their frames never mix.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -15,17 +17,17 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server import logs
 from server.auth import presented_key
-from server.errors import APIError, AuthenticationFailed, InvalidRequest, RateLimited, ServerError
+from server.errors import APIError, AuthenticationFailed, InvalidRequest, RateLimited, ServerError, SlowReader
 from server.generation import Caller, Generation
 from server.services import Services
-from server.streaming import FrameSource
+from server.streaming import FrameSource, in_time
 from server.wire.body import from_validation
 from server.wire.chat import CancelFrame, ChatChunkEncoder, ChatCompletionFrame, frame_head, parse_frame
 from server.wire.common import encode, new_id
 
 SUBPROTOCOL = "penstock"
 MAX_OPEN_REQUESTS = 64
-POLICY_VIOLATION, INTERNAL_ERROR = 1008, 1011
+ABNORMAL_CLOSURE, POLICY_VIOLATION, INTERNAL_ERROR = 1006, 1008, 1011
 
 
 def accepted_subprotocol(websocket: WebSocket) -> str | None:
@@ -35,9 +37,10 @@ def accepted_subprotocol(websocket: WebSocket) -> str | None:
 
 async def refuse(websocket: WebSocket, error: APIError) -> None:
     """Browsers can't read a failed handshake: the reason is sent as a frame, then the connection is closed."""
-    await websocket.accept(subprotocol=accepted_subprotocol(websocket))
-    await websocket.send_text(encode(error.envelope()).decode())
-    await websocket.close(POLICY_VIOLATION, error.code)
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it may have left meanwhile
+        await websocket.accept(subprotocol=accepted_subprotocol(websocket))
+        await websocket.send_text(encode(error.envelope()).decode())
+        await websocket.close(POLICY_VIOLATION, error.code)
 
 
 def check_origin(websocket: WebSocket, allowed: tuple[str, ...]) -> None:
@@ -45,32 +48,44 @@ def check_origin(websocket: WebSocket, allowed: tuple[str, ...]) -> None:
     origin = websocket.headers.get("origin")
     if origin is None or "*" in allowed or origin in allowed:
         return
-    if urlsplit(origin).netloc != websocket.headers.get("host"):
+    if _host(origin) != websocket.headers.get("host"):
         raise AuthenticationFailed("Pages of this origin may not connect.", code="origin_not_allowed")
+
+
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 class ChatSocket:
     """One connection. Its requests' tasks end before `serve` returns."""
 
+    _tasks: asyncio.TaskGroup
+
     def __init__(self, websocket: WebSocket, services: Services) -> None:
         self._websocket = websocket
         self._services = services
+        self._write_timeout = services.settings.timeouts.write
         self._running: dict[str, asyncio.Task[None]] = {}  # by the client's request_id; "" is the request without
+        self._cancelled: set[asyncio.Task[None]] = set()  # by the client
         self._anonymous = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._num_open = 0
 
     async def serve(self) -> None:
         check_origin(self._websocket, self._services.settings.server.cors_origins)
         await self._websocket.accept(subprotocol=accepted_subprotocol(self._websocket))
         try:
-            while True:
-                await self._receive(await self._websocket.receive())
-        except WebSocketDisconnect:
-            pass  # the client's way to end it
-        finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            async with asyncio.TaskGroup() as self._tasks:
+                while True:
+                    await self._receive(await self._websocket.receive())
+        except* (WebSocketDisconnect, SlowReader):
+            pass  # nobody reads any more
+        except* Exception:
+            logs.unexpected("a WebSocket failed")
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it may be closed
+                await self._websocket.close(INTERNAL_ERROR)
 
     async def _receive(self, message: Message) -> None:
         if message["type"] == "websocket.disconnect":
@@ -88,72 +103,97 @@ class ChatSocket:
         except ValidationError as error:
             raise from_validation(error, frame_head(data)) from None
         if isinstance(frame, CancelFrame):
-            if (task := self._running.get(request_id)) is not None:
-                task.cancel()  # one that has just ended is not there any more: nothing is left to cancel
+            self._cancel(request_id)
             return
         if request_id and request_id in self._running:
             raise InvalidRequest("A request with this request_id is still running.", param="request_id")
-        if len(self._tasks) >= MAX_OPEN_REQUESTS:
+        if self._num_open >= MAX_OPEN_REQUESTS:
             raise RateLimited(f"At most {MAX_OPEN_REQUESTS} requests may be open on one connection.")
-        self._start(frame, request_id)
+        self._num_open += 1
+        self._tasks.create_task(self._run(frame))
+        await asyncio.sleep(0)  # it has begun before the next frame is read: perhaps that cancels it
 
-    def _start(self, frame: ChatCompletionFrame, request_id: str) -> None:
-        task = asyncio.create_task(self._run(frame, request_id))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        if request_id:
-            self._running[request_id] = task
+    def _cancel(self, request_id: str) -> None:
+        """One that has just ended is not there any more: nothing is left to cancel."""
+        if (task := self._running.pop(request_id, None)) is not None:
+            self._cancelled.add(task)
+            task.cancel()
 
-    async def _run(self, frame: ChatCompletionFrame, request_id: str) -> None:
+    async def _run(self, frame: ChatCompletionFrame) -> None:
         try:
-            if request_id:
+            if frame.request_id:
                 await self._answer(frame)
             else:
                 async with self._anonymous:
-                    task = asyncio.current_task()
-                    assert task is not None
-                    self._running[""] = task
                     await self._answer(frame)
-        except asyncio.CancelledError:
-            await self._send_error(InvalidRequest("The request was cancelled.", code="cancelled"), frame.request_id)
+        except (WebSocketDisconnect, SlowReader):
+            raise
         except APIError as error:
             await self._send_error(error, frame.request_id)
         except Exception:
             logs.unexpected("a WebSocket request failed")
             await self._send_error(ServerError("The server failed."), frame.request_id)
         finally:
-            self._running.pop(request_id, None)
+            self._num_open -= 1
 
     async def _answer(self, frame: ChatCompletionFrame) -> None:
+        """Raises CancelledError when the connection ends, not when the client cancels this request."""
+        request_id, task = frame.request_id or "", asyncio.current_task()
+        assert task is not None
+        self._running[request_id] = task
+        try:
+            await self._generate(frame, lambda: self._ended(request_id, task))
+        except asyncio.CancelledError:
+            if task not in self._cancelled:
+                raise
+            await self._send_error(InvalidRequest("The request was cancelled.", code="cancelled"), frame.request_id)
+        finally:
+            self._cancelled.discard(task)
+            self._ended(request_id, task)
+
+    def _ended(self, request_id: str, task: asyncio.Task[None]) -> None:
+        """Its id may be used again."""
+        if self._running.get(request_id) is task:
+            del self._running[request_id]
+
+    async def _generate(self, frame: ChatCompletionFrame, ended: Callable[[], None]) -> None:
         """A key that was revoked since the connection was made is refused here."""
         try:
             principal = await self._services.authenticator.authenticate(presented_key(self._websocket))
         except AuthenticationFailed as error:
             await self._send_error(error, frame.request_id)
             await self._websocket.close(POLICY_VIOLATION, error.code)
-            return
-        caller = Caller(principal, new_id("req"), "/v1/chat/completions", frozenset({"websocket"}))
+            raise WebSocketDisconnect(POLICY_VIOLATION) from None
+        caller = Caller(
+            principal,
+            new_id("req"),
+            "/v1/chat/completions",
+            frozenset({"websocket"}),
+            client_request_id=frame.request_id or "",
+        )
         async with await self._services.pipeline.chat(caller, frame) as generation:
-            await self._stream(generation, frame)
+            await self._stream(generation, frame, ended)
 
-    async def _stream(self, generation: Generation, frame: ChatCompletionFrame) -> None:
+    async def _stream(self, generation: Generation, frame: ChatCompletionFrame, ended: Callable[[], None]) -> None:
+        """`ended` is called before the last frames, so that a client that has read them meets nothing of them."""
         job = generation.job
         encoder = ChatChunkEncoder(job.head, include_usage=job.include_usage, request_id=frame.request_id)
         frames = FrameSource(generation, encoder)
         pieces = await generation.next()
         await self._send(frames.opening())
-        while True:
+        while not generation.is_done:
             await self._send(frames.of(pieces))
-            if generation.is_done:
-                break
             pieces = await generation.next()
-        await self._send(frames.closing())
+        ended()
+        await self._send(frames.of(pieces) + frames.closing())
 
     async def _send(self, chunks: list[bytes]) -> None:
-        """A reader that takes nothing for too long loses its connection."""
-        async with asyncio.timeout(self._services.settings.timeouts.write):
-            for chunk in chunks:
-                await self._websocket.send_text(chunk.decode())
+        """Raises SlowReader, or WebSocketDisconnect when the connection is closed or closing."""
+        for chunk in chunks:
+            try:
+                await in_time(self._write_timeout, self._websocket.send_text(chunk.decode()))
+            except RuntimeError:  # how starlette and uvicorn say that it was closed from our side
+                raise WebSocketDisconnect(ABNORMAL_CLOSURE) from None
 
     async def _send_error(self, error: APIError, request_id: str | None) -> None:
         envelope = error.envelope() | ({"request_id": request_id} if request_id else {})

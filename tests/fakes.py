@@ -1,1 +1,285 @@
-X = 1
+"""What tests put in the place of the real thing: time, requests, and an engine that checks the plans it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from batching.buckets import count_cells
+from batching.scheduler import Scheduler, SchedulerConfig
+from engines.types import (
+    EngineInfo,
+    FinishReason,
+    GenerationRequest,
+    NewSequence,
+    OutputDelta,
+    SamplingParams,
+    ScheduledSequence,
+    StepPlan,
+    StepResult,
+)
+
+FOREVER = 1e12
+VOCABULARY = 256
+
+
+@dataclass
+class FakeClock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+async def eventually(condition: Callable[[], bool], timeout: float = 30.0) -> None:
+    """Returns as soon as the condition holds."""
+    async with asyncio.timeout(timeout):
+        while not condition():  # noqa: ASYNC110 - of anything, not only of what sets an event
+            await asyncio.sleep(0.005)
+
+
+def make_info(**changes: int) -> EngineInfo:
+    values = {
+        "max_model_len": 1024,
+        "max_num_seqs": 8,
+        "vocab_size": VOCABULARY,
+        "block_size": 4,
+        "num_blocks": 1024,
+        "token_budget": 64,
+        "steps_in_flight": 1,
+    }
+    return EngineInfo(**(values | changes))
+
+
+def make_request(
+    request_id: str = "r",
+    prompt: Iterable[int] = (1, 2, 3),
+    *,
+    max_tokens: int = 4,
+    min_tokens: int = 0,
+    stop: Iterable[int] = (),
+    account: str = "a",
+    arrival: float = 0.0,
+    deadline: float = FOREVER,
+    priority: int = 0,
+    salt: bytes = b"",
+) -> GenerationRequest:
+    """The salt goes into the seed too: that is how `PaperEngine` knows it."""
+    sampling = SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        stop_token_ids=frozenset(stop),
+        seed=int.from_bytes(salt, "little"),
+    )
+    return GenerationRequest(
+        request_id, account, list(prompt), sampling, arrival, deadline, priority=priority, cache_salt=salt
+    )
+
+
+def oracle_token(prompt: Sequence[int], index: int) -> int:
+    """Token `index` of the one right answer to a prompt. Sixteen values, so that stop tokens come up."""
+    return hashlib.blake2b(repr((list(prompt), index)).encode(), digest_size=1).digest()[0] % 16
+
+
+def oracle_answer(request: GenerationRequest, max_model_len: int) -> tuple[list[int], FinishReason]:
+    sampling, prompt, answer = request.sampling, request.prompt_token_ids, []
+    for index in range(min(sampling.max_tokens, max_model_len - len(prompt))):
+        answer.append(oracle_token(prompt, index))
+        if answer[-1] in sampling.stop_token_ids and len(answer) >= sampling.min_tokens:
+            return answer, FinishReason.STOP
+    return answer, FinishReason.LENGTH
+
+
+@dataclass
+class _Record:
+    """What an engine knows of a sequence. `chain[i]` names token i and everything before it, as a KV cell does."""
+
+    prompt: list[int]
+    tokens: list[int]
+    chain: list[int]
+    computed: int | None = None  # None: its next row may start behind any cached prefix
+
+    def append(self, token: int) -> None:
+        self.tokens.append(token)
+        self.chain.append(hash((self.chain[-1], token)))
+
+
+class PaperEngine:
+    """Runs plans on paper: its memory holds names of token prefixes, and whatever a real engine would compute wrongly
+    (or a tenant could see of another) is an assertion."""
+
+    def __init__(self, info: EngineInfo, max_waste: float = 0.10) -> None:
+        self.info = info
+        self.max_waste = max_waste
+        self.computed_tokens = 0
+        self.records: dict[int, _Record] = {}
+        self._memory: list[list[int | None]] = [[None] * info.block_size for _ in range(info.num_blocks)]
+        self._seen: set[int] = set()
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        for sequence_id in plan.finished:
+            del self.records[sequence_id]
+        for new in plan.new:
+            self._introduce(new)
+        for sequence_id in plan.preempted:
+            self.records[sequence_id].computed = None
+        rows = [row for group in plan.groups for row in group]
+        self._check_limits(plan, rows)
+        self._check_memory(rows)
+        for row in rows:
+            self._compute(row)
+        return StepResult({row.sequence_id: self._sample(row) for row in rows if row.samples})
+
+    def _introduce(self, new: NewSequence) -> None:
+        assert new.sequence_id not in self._seen, "introduced twice"
+        self._seen.add(new.sequence_id)
+        record = _Record(new.prompt_token_ids, [], [hash(("salt", new.sampling.seed))])
+        self.records[new.sequence_id] = record
+        for token in new.prompt_token_ids:
+            record.append(token)
+        del record.chain[0]
+
+    def _check_limits(self, plan: StepPlan, rows: list[ScheduledSequence]) -> None:
+        ids = [row.sequence_id for row in rows]
+        assert len(ids) == len(set(ids)) <= self.info.max_num_seqs
+        assert set(ids) <= self.records.keys(), "a sequence that is not known, or known no more"
+        assert all(plan.groups), "an empty group"
+        assert sum(row.num_tokens for row in rows) <= max(self.info.token_budget, self.info.max_num_seqs)
+        cells = [count_cells(group) for group in plan.groups]
+        assert sum(c.padding for c in cells) <= self.max_waste * sum(c.real for c in cells) + 1e-6
+
+    def _check_memory(self, rows: list[ScheduledSequence]) -> None:
+        """Nobody reads or writes what another one writes in the same step."""
+        size, writers = self.info.block_size, {}
+        for row in rows:
+            assert len(row.block_table) * size >= row.context_len, "positions without a block"
+            assert len(set(row.block_table)) == len(row.block_table)
+            for index in range(row.start // size, -(-row.context_len // size)):
+                assert writers.setdefault(row.block_table[index], row.sequence_id) == row.sequence_id
+        for row in rows:
+            for block in row.block_table[: -(-row.context_len // size)]:
+                assert writers.get(block, row.sequence_id) == row.sequence_id
+
+    def _compute(self, row: ScheduledSequence) -> None:
+        record, size = self.records[row.sequence_id], self.info.block_size
+        assert row.num_tokens > 0
+        assert row.context_len <= len(record.tokens), "a position whose token is not known"
+        if record.computed is None:
+            assert row.start % size == 0, "only full blocks are shared"
+        else:
+            assert row.start == record.computed, "a position is left out or computed twice"
+        for position in range(row.start):
+            cell = self._memory[row.block_table[position // size]][position % size]
+            assert cell == record.chain[position], "the cache holds something else"
+        for position in range(row.start, row.context_len):
+            self._memory[row.block_table[position // size]][position % size] = record.chain[position]
+        record.computed = row.context_len
+        self.computed_tokens += row.num_tokens
+
+    def _sample(self, row: ScheduledSequence) -> int:
+        record = self.records[row.sequence_id]
+        assert row.context_len == len(record.tokens), "sampled before its last token was computed"
+        token = oracle_token(record.prompt, len(record.tokens) - len(record.prompt))
+        record.append(token)
+        return token
+
+
+@dataclass
+class _Step:
+    plan: StepPlan
+    result: StepResult | None = None
+
+
+@dataclass
+class Simulation:
+    """A scheduler and a PaperEngine, driven as the batcher drives the real ones. Every call is checked."""
+
+    info: EngineInfo
+    config: SchedulerConfig = field(default_factory=SchedulerConfig)
+    clock: FakeClock = field(default_factory=FakeClock)
+    lazy: bool = False  # the engine runs a step as late as it can, instead of as soon
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self.info, self.config)
+        self.engine = PaperEngine(self.info, self.config.max_padding_waste)
+        self.in_flight: deque[_Step] = deque()
+        self.requests: dict[str, GenerationRequest] = {}
+        self.answers: dict[str, list[int]] = {}
+        self.first: dict[str, OutputDelta] = {}
+        self.ends: dict[str, OutputDelta] = {}
+
+    def add(self, request: GenerationRequest) -> OutputDelta | None:
+        self.requests[request.request_id] = request
+        self.answers[request.request_id] = []
+        refusal = self.scheduler.add(request, self.clock.now)
+        self._take([refusal] if refusal else [])
+        return refusal
+
+    def abort(self, request_id: str) -> OutputDelta | None:
+        delta = self.scheduler.abort(request_id)
+        assert (delta is None) == (request_id in self.ends)
+        self._take([delta] if delta else [])
+        return delta
+
+    def plan(self) -> StepPlan | None:
+        """Plan and submit one step, unless as many as allowed are under way."""
+        if len(self.in_flight) >= self.info.steps_in_flight:
+            return None
+        self._take(self.scheduler.expire(self.clock.now))
+        plan = self.scheduler.schedule(self.clock.now)
+        self.scheduler.check_integrity()
+        if plan is None:
+            assert self.in_flight or not self.scheduler.has_work, "nothing is under way and nothing will ever be"
+        else:
+            self.in_flight.append(_Step(plan, None if self.lazy else self.engine.execute(plan)))
+        return plan
+
+    def collect(self) -> None:
+        if self.in_flight:
+            step = self.in_flight.popleft()
+            result = step.result or self.engine.execute(step.plan)
+            self._take(self.scheduler.update(step.plan, result))
+
+    def step(self) -> StepPlan | None:
+        """Submit what may be under way, then wait for the first; the answer is the last plan submitted."""
+        last = None
+        while (plan := self.plan()) is not None:
+            last = plan
+        self.collect()
+        return last
+
+    def drain(self, max_steps: int = 20_000) -> int:
+        """Run until nothing is left; the number of steps that took."""
+        for steps in range(max_steps):
+            if not self.in_flight and not self.scheduler.has_work:
+                self._check_drained()
+                return steps
+            self.step()
+        raise AssertionError(f"{len(self.scheduler._by_request)} requests don't end")
+
+    def _take(self, deltas: list[OutputDelta]) -> None:
+        self.scheduler.check_integrity()
+        for delta in deltas:
+            assert delta.request_id not in self.ends, "something came after the last delta"
+            self.first.setdefault(delta.request_id, delta)
+            self.answers[delta.request_id] += delta.token_ids
+            if delta.finish_reason is not None:
+                self.ends[delta.request_id] = delta
+
+    def _check_drained(self) -> None:
+        self.step()  # announces what finished last
+        assert self.scheduler.pool.num_used == 0
+        assert not self.engine.records, "the engine was not told of every end"
+        assert self.ends.keys() == self.requests.keys()
+        for request_id, end in self.ends.items():
+            answer, reason = oracle_answer(self.requests[request_id], self.scheduler.max_model_len)
+            if end.finish_reason in (FinishReason.ABORT, FinishReason.ERROR):
+                assert self.answers[request_id] == answer[: len(self.answers[request_id])]
+            else:
+                assert (self.answers[request_id], end.finish_reason) == (answer, reason)

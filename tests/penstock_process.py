@@ -22,6 +22,14 @@ FAKE_MODEL = '[[models]]\nname = "echo"\nengine = "fake"\noptions = { delay_ms =
 UNLIMITED = "[quota.plans.default]\naccount = {}\n"
 
 
+def is_alive(pid: int) -> bool:
+    """Whether it runs: one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class PenstockProcess:
     """`config` is a whole configuration file, but for the port, which is free, and the data folder."""
 
@@ -40,7 +48,13 @@ class PenstockProcess:
         environment |= {"PENSTOCK_API_KEY": API_KEY, "PENSTOCK_ADMIN_KEY": ADMIN_KEY}
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+                self._command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                process_group=0,  # a signal to the group is for the server and its workers alone
             )
         self.base_url = self._await_banner()
         return self

@@ -20,6 +20,8 @@ from server.wire.common import ChunkEncoder
 
 Body = TypeVar("Body", bound=BaseModel)
 
+MIN_KEEP_ALIVE = 0.5  # seconds; however impatient a client says it is
+
 
 def services_of(connection: HTTPConnection) -> Services:
     return cast(Services, connection.app.state.penstock)
@@ -68,6 +70,6 @@ def respond(generation: Generation, render: Render, encoder: type[ChunkEncoder],
         generation,
         encoder(job.head, include_usage=job.include_usage, choices=len(job.prompts)),
         # A client that gives up after n seconds without a byte hears from us before that.
-        keep_alive=timeouts.keep_alive if patience is None else min(timeouts.keep_alive, patience / 2),
+        keep_alive=min(timeouts.keep_alive, math.inf if patience is None else max(patience / 2, MIN_KEEP_ALIVE)),
         write_timeout=timeouts.write,
     )

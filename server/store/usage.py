@@ -39,7 +39,9 @@ class UsageLog:
         dimensions = (UsageRow.account_id, UsageRow.key_id, UsageRow.model, UsageRow.version, UsageRow.features)
         columns = (*dimensions, UsageRow.day)
         tokens = func.sum(UsageRow.prompt_tokens + UsageRow.completion_tokens)
-        query = select(*columns, func.count(), tokens).where(UsageRow.day >= day).group_by(*columns)
+        # What used nothing was given back whole: it counts as no request either.
+        used_any = UsageRow.prompt_tokens + UsageRow.completion_tokens > 0
+        query = select(*columns, func.count(), tokens).where(UsageRow.day >= day, used_any).group_by(*columns)
         sums: dict[tuple[str, Level, str, date], tuple[int, int]] = {}
         async with self._database.read() as session:
             for account, key, model, version, features, when, requests, used in await session.execute(query):

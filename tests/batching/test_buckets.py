@@ -1,0 +1,73 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batching.buckets import Cells, count_cells, group_by_length
+from engines.types import ScheduledSequence
+
+decodes = st.tuples(st.integers(0, 5000), st.just(1))
+chunks = st.tuples(st.integers(0, 5000), st.integers(2, 600))
+
+
+def rows(shapes: list[tuple[int, int]]) -> list[ScheduledSequence]:
+    return [ScheduledSequence(i, start, count, True, []) for i, (start, count) in enumerate(shapes)]
+
+
+def decode_rows(lengths: list[int]) -> list[ScheduledSequence]:
+    return rows([(length - 1, 1) for length in lengths])
+
+
+@given(
+    st.lists(st.one_of(decodes, decodes, chunks), max_size=80).map(rows), st.sampled_from([0.0, 0.05, 0.1, 0.5, 5.0])
+)
+def test_a_partition_within_the_bound(scheduled, max_waste):
+    grouped = group_by_length(scheduled, max_waste)
+    placed = [row.sequence_id for group in grouped.groups for row in group]
+    assert sorted(placed) == [row.sequence_id for row in scheduled], "lost or doubled"
+    assert all(grouped.groups), "an empty group"
+    assert grouped.cells.waste <= max_waste + 1e-12
+    counted = [count_cells(group) for group in grouped.groups]
+    assert grouped.cells == Cells(sum(c.real for c in counted), sum(c.padding for c in counted))
+
+
+@given(st.lists(st.one_of(decodes, chunks), min_size=1, max_size=80).map(rows))
+def test_decodes_and_chunks_stay_apart(scheduled):
+    for group in group_by_length(scheduled).groups:
+        assert len({row.num_tokens == 1 for row in group}) == 1
+
+
+@given(st.lists(st.one_of(decodes, chunks), min_size=1, max_size=40).map(rows))
+def test_without_slack_only_equal_shapes_share(scheduled):
+    for group in group_by_length(scheduled, max_waste=0.0).groups:
+        assert len({(row.num_tokens, row.start) for row in group}) == 1
+
+
+@given(decodes | chunks, st.integers(1, 100))
+def test_equal_lengths_are_one_group(shape, count):
+    assert len(group_by_length(rows([shape] * count)).groups) == 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_uniform_lengths_need_few_groups(seed):
+    """The least possible is 6 to 8; one pass comes near it."""
+    rng = random.Random(seed)
+    for count in (64, 256):
+        lengths = [rng.randint(10, 1000) for _ in range(count)]
+        assert len(group_by_length(decode_rows(lengths)).groups) <= 10
+
+
+def test_the_slack_of_long_sequences_pays_for_short_ones():
+    grouped = group_by_length(decode_rows([10_000, 10, 20, 30, 40]))
+    assert [[row.context_len for row in group] for group in grouped.groups] == [[10_000], [40, 30, 20, 10]]
+
+
+def test_chunks_of_a_prompt_are_padded_to_queries_and_keys():
+    group = rows([(0, 10), (90, 10), (50, 5)])
+    assert count_cells(group) == Cells(real=100 + 1000 + 275, padding=3 * 10 * 100 - 1375)
+
+
+def test_no_sequences_no_groups():
+    grouped = group_by_length([])
+    assert (grouped.groups, grouped.cells.waste) == ([], 0.0)

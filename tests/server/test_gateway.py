@@ -1,0 +1,66 @@
+"""Addresses, and what happens when somebody else has them."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from server.gateway import AddressError, Gateway, base_url, bind
+from server.settings import ServerSettings
+
+
+def settings(**changes: Any) -> ServerSettings:
+    return ServerSettings(**{"port": 0, "data_dir": Path("unused"), **changes})
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")],  # noqa: S104
+)
+def test_where_clients_find_it(host: str, shown: str) -> None:
+    server = settings(host=host)
+    try:
+        listener = bind(server)
+    except AddressError:
+        pytest.skip("this machine has no IPv6")
+    with listener:
+        port = listener.getsockname()[1]
+        assert base_url(server, listener) == f"http://{shown}:{port}/v1"
+        secure = settings(host=host, tls_cert="cert.pem", tls_key="key.pem")
+        assert base_url(secure, listener) == f"https://{shown}:{port}/v1"
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with bind(settings()) as taken:
+        taken.listen()
+        with pytest.raises(AddressError, match=r"^127\.0\.0\.1:\d+: can't be listened on: Address already in use$"):
+            bind(settings(port=taken.getsockname()[1]))
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine_is_one_line(host: str) -> None:
+    with pytest.raises(AddressError, match="can't be listened on"):
+        bind(settings(host=host))
+
+
+async def test_two_that_start_at_once() -> None:
+    """Both bind, for neither listens while it loads its models; the second to listen is told."""
+    with bind(settings()) as first, bind(settings(port=first.getsockname()[1])) as second:
+        first.listen()
+        config = uvicorn.Config(lambda: None, lifespan="off", log_config=None)
+        gateway = Gateway(config, services=None, on_ready=lambda: pytest.fail("it can't be ready"))  # type: ignore[arg-type]
+        with pytest.raises(AddressError, match="Address already in use"):
+            await gateway.serve([second])
+
+
+def test_a_free_port_can_be_taken_again_at_once() -> None:
+    with bind(settings()) as listener:
+        port = listener.getsockname()[1]
+        listener.listen()
+        with socket.create_connection(("127.0.0.1", port)):
+            listener.accept()[0].close()  # it is ours to wait in TIME_WAIT
+    bind(settings(port=port)).close()

@@ -1,0 +1,478 @@
+"""A request's life against a worker on paper: whatever happens to it, and whenever, nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from batching.client import Receiver
+from batching.stats import WorkerStats
+from engines.fake import fake_answer
+from engines.types import (
+    ErrorCode,
+    FinishReason,
+    GenerationRequest,
+    OutputDelta,
+    RequestError,
+    SamplingParams,
+)
+from quota.ledger import QuotaDecision
+from quota.levels import Dimension, Layer, Level, Plan
+from quota.memory import MemoryLedger
+from server import generation as module
+from server.auth import Principal
+from server.entitlement import Entitlement
+from server.errors import APIError, DeadlineExceeded, Overloaded, RateLimited
+from server.generation import Caller, Generation, Job, PreparedPrompt, Resources
+from server.leases import LeaseKeeper
+from server.metrics import Metrics
+from server.registry import Deployment, Replica
+from server.settings import TimeoutSettings
+from server.store.records import KeyKind, UsageRecord
+from server.text.stream import TextStream
+from server.text.tokenizer import ByteTokenizer
+from server.wire.common import ResponseHead
+
+PROMPT = list(b"what is a penstock?")
+NUM_TOKENS = 6
+ANSWER = bytes(fake_answer(PROMPT, NUM_TOKENS)).decode()
+LOST = RequestError(ErrorCode.ENGINE_FAILED, "The engine stopped.")
+PRINCIPAL = Principal("acct", "acme", "key", KeyKind.API, None, None, "default", {}, {}, None)
+PLAN = {"account": {"concurrent": 8, "requests_per_day": 1000, "tokens_per_day": 1_000_000}}
+
+
+class NetworkLedger(MemoryLedger):
+    """As if it were elsewhere: every call can be interrupted before and after the ledger has done it."""
+
+    async def reserve(self, lease_id: str, account: str, layers: Collection[Layer], tokens: int) -> QuotaDecision:
+        await asyncio.sleep(0)
+        decision = await super().reserve(lease_id, account, layers, tokens)
+        await asyncio.sleep(0)
+        return decision
+
+    async def settle(self, lease_id: str, account: str, tokens: int) -> bool:
+        await asyncio.sleep(0)
+        settled = await super().settle(lease_id, account, tokens)
+        await asyncio.sleep(0)
+        return settled
+
+    async def release(self, lease_id: str, account: str) -> bool:
+        await asyncio.sleep(0)
+        released = await super().release(lease_id, account)
+        await asyncio.sleep(0)
+        return released
+
+
+@dataclass
+class PaperWorker:
+    """A worker's client: every turn of the loop computes four tokens of each prompt, or one of its answer."""
+
+    hangs_at: int | None = None  # after so many tokens nothing comes any more, and no abort is answered
+    queues: bool = False  # nothing is ever begun
+    raises: BaseException | None = None
+    error_with_token: int | None = None  # this token comes together with the engine's death
+    stats: WorkerStats = field(default_factory=WorkerStats)
+    receivers: dict[str, Receiver] = field(default_factory=dict)
+    computed: dict[str, int] = field(default_factory=dict)  # prompt and answer, by request
+    aborted: list[str] = field(default_factory=list)
+
+    def submit(self, request: GenerationRequest, ready: asyncio.Event | None = None) -> Receiver:
+        if self.raises is not None:
+            raise self.raises
+        receiver = self.receivers[request.request_id] = Receiver(request.request_id, ready)
+        self.computed[request.request_id] = 0
+        if not self.queues:
+            self._soon(self._turn, request)
+        return receiver
+
+    def _soon(self, call: Callable[..., None], *arguments: object) -> None:
+        asyncio.get_running_loop().call_soon(call, *arguments)
+
+    def _turn(self, request: GenerationRequest) -> None:
+        if request.request_id not in self.receivers:
+            return
+        prompt = request.prompt_token_ids
+        done = self.computed[request.request_id]
+        if done < len(prompt):
+            self.computed[request.request_id] = min(done + 4, len(prompt))
+        elif self.hangs_at is not None and done - len(prompt) >= self.hangs_at:
+            return
+        else:
+            self.computed[request.request_id] += 1
+            self._give(request, done - len(prompt))
+        self._soon(self._turn, request)
+
+    def _give(self, request: GenerationRequest, index: int) -> None:
+        token = fake_answer(request.prompt_token_ids, index + 1)[-1]
+        last = index + 1 == request.sampling.max_tokens
+        self._put(OutputDelta(request.request_id, [token], FinishReason.LENGTH if last else None))
+        if index == self.error_with_token:
+            self._put(OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=LOST))
+
+    def _put(self, delta: OutputDelta) -> None:
+        if (receiver := self.receivers.get(delta.request_id)) is None:
+            return
+        if delta.finish_reason is not None:
+            del self.receivers[delta.request_id]
+        receiver.put(delta)
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        if self.hangs_at is None:
+            self._soon(self._answer_abort, request_id)
+
+    def _answer_abort(self, request_id: str) -> None:
+        computed = min(self.computed[request_id], len(PROMPT))
+        self._put(OutputDelta(request_id, finish_reason=FinishReason.ABORT, computed_tokens=computed))
+
+    def forget(self, request_id: str) -> None:
+        self.receivers.pop(request_id, None)
+
+
+@dataclass
+class House:
+    """What a generation touches, and the books of all of it."""
+
+    worker: PaperWorker = field(default_factory=PaperWorker)
+    ledger: MemoryLedger = field(default_factory=NetworkLedger)
+    timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
+    plan: dict[str, Any] = field(default_factory=lambda: PLAN)
+    records: list[UsageRecord] = field(default_factory=list)
+    num_requests: int = 0
+
+    def __post_init__(self) -> None:
+        self.replica = Replica(SimpleNamespace(client=self.worker))  # type: ignore[arg-type]
+        self.leases = LeaseKeeper(self.ledger)
+        self.deployment = Deployment("echo", "1", SimpleNamespace(), SimpleNamespace(), [self.replica], "fp")  # type: ignore[arg-type]
+        self.entitlement = Entitlement(self.ledger, {"default": Plan.parse("default", self.plan)}, lambda _: None)
+        self.resources = Resources(
+            entitlement=self.entitlement,
+            leases=self.leases,
+            metrics=Metrics(),
+            timeouts=self.timeouts,
+            finished=lambda record, _: self.records.append(record),
+            salt_key=b"salt",
+            is_draining=lambda: False,
+        )
+
+    def generation(self, num_prompts: int = 1, *, stop: str = "", streamed: bool = True, **caller: Any) -> Generation:
+        self.num_requests += 1
+        layers = self.entitlement.layers(PRINCIPAL, "echo", "1", {"chat"})
+        head = ResponseHead("chatcmpl-1", 0, "echo@1", "fp")
+        who = Caller(PRINCIPAL, f"req-{self.num_requests}", "/v1/chat/completions", **caller)
+        prompts = [prepared(stop) for _ in range(num_prompts)]
+        job = Job(who, self.deployment, prompts, frozenset({"chat"}), head, layers, streamed, False)
+        return Generation(job, self.resources)
+
+    async def used(self, dimension: Dimension) -> int:
+        usage = await self.ledger.usage("acct")
+        return sum(c.used for c in usage.counters if c.dimension is dimension and c.level is Level.ACCOUNT)
+
+    async def check_nothing_left(self) -> None:
+        """No lease, no place, no receiver, and what the rows say is what the account was charged."""
+        await self.ledger.check_integrity()
+        assert not (await self.ledger.usage("acct")).leases
+        assert await self.used(Dimension.CONCURRENT) == 0
+        assert self.replica.num_open == self.leases.num_held == 0
+        assert not self.worker.receivers
+        tokens = [record.prompt_tokens + record.completion_tokens for record in self.records]
+        assert await self.used(Dimension.TOKENS_PER_DAY) == sum(tokens)
+        assert await self.used(Dimension.REQUESTS_PER_DAY) == sum(1 for count in tokens if count)
+
+    @property
+    def num_charged(self) -> int:
+        return sum(record.prompt_tokens + record.completion_tokens for record in self.records)
+
+
+def prepared(stop: str) -> PreparedPrompt:
+    stops = [stop] if stop else []
+    return PreparedPrompt(
+        PROMPT, SamplingParams(max_tokens=NUM_TOKENS), lambda: TextStream(ByteTokenizer().detokenizer(), stops)
+    )
+
+
+async def read(generation: Generation) -> str:
+    """As a stream's response does it."""
+    text = ""
+    async with generation:
+        while not generation.is_done:
+            text += "".join(piece.text for piece in await generation.next())
+    return text
+
+
+async def read_whole(generation: Generation) -> str:
+    async with generation:
+        return "".join(answer.text for answer in await generation.collect())
+
+
+async def cancel_after(turns: int, work: Awaitable[object]) -> bool:
+    """Cancel it after so many turns of the loop. Whether it was still running."""
+    task = asyncio.ensure_future(work)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    running = task.cancel()
+    await asyncio.wait([task])
+    return running and task.cancelled()
+
+
+async def fails_with(generation: Generation, kind: type[APIError]) -> APIError:
+    with pytest.raises(kind) as caught:
+        await read(generation)
+    return caught.value
+
+
+# --- endings
+
+
+@pytest.mark.parametrize("reader", [read, read_whole])
+async def test_a_whole_life(reader: Callable[[Generation], Awaitable[str]]) -> None:
+    house = House()
+    assert await reader(house.generation()) == ANSWER
+    (record,) = house.records
+    assert (record.outcome, record.prompt_tokens, record.completion_tokens) == ("length", len(PROMPT), NUM_TOKENS)
+    assert record.first_token_ms is not None
+    await house.check_nothing_left()
+    assert not house.worker.aborted
+
+
+async def test_it_is_settled_before_its_reader_knows_the_end() -> None:
+    house = House()
+    async with house.generation() as generation:
+        await generation.collect()
+        assert await house.used(Dimension.CONCURRENT) == 0
+        assert await house.used(Dimension.TOKENS_PER_DAY) == len(PROMPT) + NUM_TOKENS
+    await house.check_nothing_left()
+
+
+@pytest.mark.parametrize("reader", [read, read_whole])
+@pytest.mark.parametrize("num_prompts", [1, 3])
+async def test_cancelled_at_every_step(reader: Callable[[Generation], Awaitable[str]], num_prompts: int) -> None:
+    house, turns = House(), 0
+    while await cancel_after(turns, reader(house.generation(num_prompts))):
+        await house.check_nothing_left()
+        assert house.num_charged == sum(house.worker.computed.values())
+        turns += 1
+    await house.check_nothing_left()
+    assert turns > 15  # the reservation, the prompt, the answer, the settlement
+    assert {record.outcome for record in house.records} == {"abort", "length"}
+
+
+async def test_cancelled_twice_at_every_step() -> None:
+    house, turns, again = House(), 0, True
+    while again:
+        task = asyncio.create_task(read(house.generation()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        again = task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await house.check_nothing_left()
+        turns += 1
+
+
+async def test_a_request_whose_prompt_was_not_begun_costs_nothing() -> None:
+    house = House(PaperWorker(queues=True))
+    async with house.generation():
+        pass
+    assert house.num_charged == 0
+    await house.check_nothing_left()
+
+
+async def test_a_refused_request_holds_nothing_and_writes_no_row() -> None:
+    house = House(plan={"account": {"concurrent": 0}})
+    with pytest.raises(APIError):
+        await read(house.generation())
+    house = House(plan={"account": {"concurrent": 1}})
+    async with house.generation():
+        error = await fails_with(house.generation(), RateLimited)
+        assert error.headers["retry-after-ms"]
+    assert len(house.records) == 1
+    await house.check_nothing_left()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), Overloaded("no"), asyncio.CancelledError()])
+async def test_a_failure_between_reservation_and_work(error: BaseException) -> None:
+    house = House(PaperWorker(raises=error))
+    with pytest.raises(type(error)):
+        await read(house.generation(2))
+    assert house.num_charged == 0
+    await house.check_nothing_left()
+
+
+async def test_no_worker() -> None:
+    house = House()
+    house.replica.supervisor.client = None
+    error = await fails_with(house.generation(), Overloaded)
+    assert (error.code, house.records[0].outcome) == ("engine_starting", "engine_starting")
+    assert "retry-after-ms" in error.headers
+    await house.check_nothing_left()
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2])
+async def test_tokens_that_come_with_the_engines_death_are_delivered_first(num_prompts: int) -> None:
+    house = House(PaperWorker(error_with_token=3))
+    texts = [""] * num_prompts
+    async with house.generation(num_prompts) as generation:
+        while texts[-1] != ANSWER[:4]:
+            for piece in await generation.next():
+                texts[piece.index] += piece.text
+                assert piece.finish_reason is None
+        with pytest.raises(Overloaded):
+            await generation.next()
+        assert not generation.is_done
+    assert texts == [ANSWER[:4]] * num_prompts
+    assert house.records[0].completion_tokens == 4 * num_prompts
+    assert house.records[0].outcome == "engine_failed"
+    await house.check_nothing_left()
+
+
+async def test_an_error_without_tokens_is_no_first_token() -> None:
+    house = House()
+    async with house.generation() as generation:
+        (request_id,) = house.worker.receivers
+        error = RequestError(ErrorCode.QUEUE_TIMEOUT, "Too long.", 5)
+        house.worker._put(OutputDelta(request_id, finish_reason=FinishReason.ERROR, error=error))
+        with pytest.raises(Overloaded):
+            await generation.next()
+    assert house.records[0].first_token_ms is None
+    await house.check_nothing_left()
+
+
+async def test_a_stop_string_aborts_the_engine() -> None:
+    house = House()
+    assert await read(house.generation(stop=ANSWER[2:4])) == ANSWER[:2]
+    assert house.records[0].outcome == "stop"
+    assert house.worker.aborted == ["req-1-0"]
+    await house.check_nothing_left()
+
+
+async def test_a_worker_that_answers_no_abort_is_not_waited_for_once_a_prompt() -> None:
+    house = House(PaperWorker(hangs_at=0))
+    async with asyncio.timeout(30):  # 64 times the patience would be longer
+        async with house.generation(64):
+            pass
+    await house.check_nothing_left()
+
+
+async def test_a_ledger_that_fails_at_the_end_costs_nobody_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    class Away(NetworkLedger):
+        async def settle(self, lease_id: str, account: str, tokens: int) -> bool:
+            raise ConnectionError("away")
+
+    house = House(ledger=Away())
+    assert await read(house.generation()) == ANSWER
+    assert house.replica.num_open == house.leases.num_held == 0
+    assert len(house.records) == 1
+    assert "could not be settled" in caplog.text
+
+
+# --- time
+
+
+@pytest.mark.parametrize(("changes", "hangs_at"), [({"first_token": 0.01}, 0), ({"between_tokens": 0.01}, 2)])
+async def test_an_engine_without_a_sign_of_life(
+    changes: dict[str, float], hangs_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ABORT_PATIENCE", 0.01)
+    house = House(PaperWorker(hangs_at=hangs_at), timeouts=TimeoutSettings(**changes))
+    error = await fails_with(house.generation(), Overloaded)
+    assert error.code == "engine_timeout"
+    assert house.records[0].completion_tokens == hangs_at
+    await house.check_nothing_left()
+
+
+async def test_the_whole_request_may_not_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ABORT_PATIENCE", 0.01)
+    house = House(PaperWorker(hangs_at=2), timeouts=TimeoutSettings(total=0.05))
+    assert (await fails_with(house.generation(), DeadlineExceeded)).status == 504
+    await house.check_nothing_left()
+
+
+async def test_a_total_time_holds_for_a_slow_reader_too() -> None:
+    house = House(timeouts=TimeoutSettings(total=0.05))
+    async with house.generation() as generation:
+        await asyncio.sleep(0.06)  # everything has arrived meanwhile
+        with pytest.raises(DeadlineExceeded):
+            await generation.next()
+    await house.check_nothing_left()
+
+
+async def test_a_clients_patience_is_the_deadline_of_a_whole_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ABORT_PATIENCE", 0.01)
+    house = House(PaperWorker(hangs_at=2))
+    with pytest.raises(DeadlineExceeded):
+        await read_whole(house.generation(streamed=False, read_timeout=0.02))
+    async with house.generation(streamed=True, read_timeout=0.02) as generation:
+        while await generation.next(patience=0.1):
+            pass  # it ends in an empty list: nothing came, and nothing is wrong yet
+    await house.check_nothing_left()
+
+
+# --- the lease
+
+
+async def test_a_lease_that_expired_is_asked_for_again() -> None:
+    house = House(PaperWorker(hangs_at=2), plan={"account": PLAN["account"] | {"concurrent": 1}})
+    async with house.generation() as generation:
+        await house.ledger.release(generation.lease_id, generation.account)  # stands for its expiry
+        house.ledger._books.clear()
+        await house.leases.renew()
+        assert len((await house.ledger.usage("acct")).leases) == 1
+        assert await generation.next()
+
+
+async def test_a_lease_whose_place_is_taken_ends_in_an_error() -> None:
+    house = House(PaperWorker(hangs_at=2), plan={"account": PLAN["account"] | {"concurrent": 1}})
+    async with house.generation() as generation:
+        house.ledger._books.clear()
+        await house.ledger.reserve("other", "acct", generation.job.layers, 1)
+        await house.leases.renew()
+        with pytest.raises(RateLimited):
+            await generation.next()
+        await house.ledger.release("other", "acct")
+    assert house.records[0].outcome == "rate_limit_exceeded"
+
+
+async def test_a_finished_request_is_not_admitted_again() -> None:
+    """Its client may read for longer than the ledger remembers its lease."""
+    house = House()
+    async with house.generation() as generation:
+        await generation.collect()
+        house.ledger._books.clear()
+        await house.leases.renew()
+        assert not (await house.ledger.usage("acct")).leases
+
+
+async def test_a_complete_answer_fails_no_more() -> None:
+    house = House()
+    async with house.generation() as generation:
+        await generation.collect()
+        house.leases.fail_all(Overloaded("The server is shutting down."))
+        assert generation.is_done
+    assert house.records[0].outcome == "length"
+
+
+async def test_a_failure_from_outside_comes_before_more_tokens() -> None:
+    house = House()
+    async with house.generation() as generation:
+        assert await generation.next()
+        house.leases.fail_all(Overloaded("The server is shutting down.", code="shutting_down"))
+        with pytest.raises(Overloaded):
+            await generation.next()
+    assert house.records[0].outcome == "shutting_down"
+    await house.check_nothing_left()
+
+
+async def test_memory_does_not_grow_with_traffic() -> None:
+    house = House()
+    for round_ in range(20):
+        lives = [cancel_after(round_ % 12, read(house.generation())) for _ in range(8)]
+        await asyncio.gather(*lives)
+    await house.check_nothing_left()
+    assert len(asyncio.all_tasks()) == 1

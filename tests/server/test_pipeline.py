@@ -1,0 +1,165 @@
+"""What happens to a request before it runs: everything that is wrong with it is said while nothing is held."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
+
+import pytest
+
+from quota.levels import Plan
+from quota.memory import MemoryLedger
+from server.auth import Principal
+from server.entitlement import Entitlement
+from server.errors import APIError, InvalidRequest, ModelNotFound, Overloaded, PermissionDenied
+from server.generation import Caller, Generation, Resources
+from server.logs import JsonFormatter
+from server.metrics import Metrics
+from server.pipeline import LONG_TEXT, Pipeline, report
+from server.registry import Deployment, Registry
+from server.routing import Router
+from server.settings import RoutingSettings, TimeoutSettings
+from server.store.records import KeyKind, UsageRecord, utc_now
+from server.text.chat_template import ChatTemplate
+from server.text.content_filter import ContentFilter
+from server.text.prompt import ChatEncoder
+from server.text.tokenizer import ByteTokenizer
+from server.wire.chat import ChatCompletionRequest
+from server.wire.completions import CompletionRequest
+from server.wire.sampling import ModelLimits
+
+LIMITS = ModelLimits(context=100_000, vocab_size=256, max_tokens_default=16)
+
+
+class WatchedEncoder(ChatEncoder):
+    """Remembers in which thread it worked."""
+
+    threads: ClassVar[list[int]] = []
+
+    def encode(self, *arguments: Any, **options: Any) -> Any:
+        self.threads.append(threading.get_ident())
+        return super().encode(*arguments, **options)
+
+
+class House:
+    def __init__(self, features: frozenset[str] | None = None) -> None:
+        self.draining = False
+        encoder = WatchedEncoder(ByteTokenizer(), ChatTemplate.contents_only())
+        deployment = Deployment("m", "1", encoder, LIMITS, [], "fp")
+        registry = cast(Registry, SimpleNamespace(deployments={"m@1": deployment}))
+        entitlement = Entitlement(MemoryLedger(), {"default": Plan("default")}, lambda refusal: None)
+        resources = Resources(
+            entitlement=entitlement,
+            leases=cast(Any, None),
+            metrics=Metrics(),
+            timeouts=TimeoutSettings(),
+            finished=lambda record, caller: None,
+            salt_key=b"salt",
+            is_draining=lambda: self.draining,
+        )
+        router = Router(registry, RoutingSettings())
+        self.pipeline = Pipeline(router, ContentFilter(["blocked"], ["masked"]), resources)
+        principal = Principal("acct", "acme", "key", KeyKind.API, None, features, "default", {}, {}, None)
+        self.caller = Caller(principal, "req-1", "/v1/chat/completions", frozenset({"websocket"}))
+
+    async def chat(self, content: str = "hello", **fields: Any) -> Generation:
+        body = {"model": "m", "messages": [{"role": "user", "content": content}], **fields}
+        return await self.pipeline.chat(self.caller, ChatCompletionRequest.model_validate(body))
+
+    async def complete(self, prompt: Any, **fields: Any) -> Generation:
+        body = {"model": "m", "prompt": prompt, **fields}
+        return await self.pipeline.completion(self.caller, CompletionRequest.model_validate(body))
+
+
+async def test_a_chat_is_one_prompt_and_its_features() -> None:
+    job = (await House().chat(max_tokens=3, stream=True, stream_options={"include_usage": True})).job
+    (prompt,) = job.prompts
+    assert bytes(prompt.token_ids) == b"hello"
+    assert (prompt.sampling.max_tokens, job.cost) == (3, 8)
+    assert job.features == {"chat", "stream", "websocket"}
+    assert (job.streamed, job.include_usage) == (True, True)
+    assert (job.head.model, job.head.fingerprint) == ("m@1", "fp")
+    assert job.head.id.startswith("chatcmpl-")
+
+
+async def test_a_completion_is_a_prompt_each() -> None:
+    job = (await House().complete(["ab", "c"])).job
+    assert [bytes(prompt.token_ids) for prompt in job.prompts] == [b"ab", b"c"]
+    assert job.features == {"completions", "websocket"}
+    assert job.cost == 2 + 16 + 1 + 16
+    assert job.head.id.startswith("cmpl-")
+    assert (await House().complete([[1, 2]])).job.prompts[0].token_ids == [1, 2]
+
+
+async def _error(house: House, kind: type[APIError], **fields: Any) -> APIError:
+    with pytest.raises(kind) as caught:
+        await (house.complete(**fields) if "prompt" in fields else house.chat(**fields))
+    return caught.value
+
+
+async def test_what_is_wrong_is_said() -> None:
+    house = House()
+    assert (await _error(house, ModelNotFound, model="n")).param == "model"
+    for fields, param in (({"content": "a BLOCKED b"}, "messages"), ({"prompt": ["a", "blocked"]}, "prompt")):
+        error = await _error(house, InvalidRequest, **cast(dict[str, Any], fields))
+        assert (error.code, error.param) == ("content_filter", param)
+        assert "blocked" not in error.message.lower()
+    assert (await _error(house, InvalidRequest, max_tokens=100_000)).code == "context_length_exceeded"
+    assert (await _error(house, InvalidRequest, prompt=[256])).param == "prompt"
+    await _error(House(frozenset({"chat"})), PermissionDenied)  # not over a WebSocket
+
+
+async def test_nothing_new_is_begun_while_the_server_ends() -> None:
+    house = House()
+    house.draining = True
+    error = await _error(house, Overloaded)
+    assert (error.status, error.code) == (503, "shutting_down")
+    assert int(error.headers["retry-after-ms"]) > 0
+
+
+async def test_long_prompts_are_tokenized_elsewhere() -> None:
+    WatchedEncoder.threads.clear()
+    await House().chat("x" * LONG_TEXT)
+    await House().chat("x" * (LONG_TEXT + 1))
+    here, elsewhere = WatchedEncoder.threads
+    assert here == threading.get_ident() != elsewhere
+
+
+async def test_answers_are_masked_choice_by_choice() -> None:
+    (prompt,) = (await House().chat()).job.prompts
+    streams = [prompt.new_stream(), prompt.new_stream()]
+    assert streams[0] is not streams[1]
+    piece = streams[0].add(list(b"it is masked!"))
+    assert piece.text + streams[0].finish().text == "it is ***!"
+
+
+async def test_a_finished_request_is_counted_and_logged_without_its_words(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="penstock.request")
+    house, metrics = House(), Metrics()
+    features = frozenset({"chat"})
+    times = {"queue_ms": 2, "first_token_ms": 5, "total_ms": 9}
+    record = UsageRecord(
+        "req-1", "acct", "key", "m", "1", "/v1/chat/completions", features, 5, 1, 3, utc_now(), outcome="stop", **times
+    )
+    report(record, house.caller, metrics)
+    (logged,) = caplog.records
+    line = json.loads(JsonFormatter().format(logged))
+    assert line["model"] == "m@1"
+    assert {name: line[name] for name in times} == times
+    assert (line["account"], line["key"], line["outcome"]) == ("acme", "key", "stop")
+    exposition = metrics.render().decode()
+    requests = 'penstock_requests_total{endpoint="/v1/chat/completions",model="m",outcome="stop",version="1"} 1.0'
+    assert requests in exposition
+    assert 'penstock_tokens_total{kind="completion",model="m",version="1"} 3.0' in exposition
+    assert "acme" not in exposition
+
+
+async def test_many_at_once_do_not_meet() -> None:
+    house = House()
+    jobs = [generation.job for generation in await asyncio.gather(*(house.chat(f"n{n}") for n in range(50)))]
+    assert [bytes(job.prompts[0].token_ids) for job in jobs] == [f"n{n}".encode() for n in range(50)]
+    assert len({job.head.id for job in jobs}) == 50

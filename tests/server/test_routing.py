@@ -1,0 +1,102 @@
+"""What the field `model` means, for whom, and which replica serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from server.auth import Principal
+from server.errors import ModelNotFound, Overloaded
+from server.registry import Deployment, Registry
+from server.routing import Router, pick
+from server.settings import RoutingSettings
+from server.store.records import KeyKind
+
+SETTINGS = RoutingSettings(
+    aliases={"gpt-4": "a", "old": "a@1", "gone": "b@9"}, default_versions={"a": "1", "c": "not-there"}
+)
+
+
+def _principal(models: Iterable[str] | None = None) -> Principal:
+    scope = None if models is None else frozenset(models)
+    return Principal("acct", "acme", "key", KeyKind.API, scope, None, "default", {}, {}, None)
+
+
+def _deployment(model: str, version: str, replicas: Iterable[Any] = ()) -> Deployment:
+    return Deployment(model, version, cast(Any, None), cast(Any, None), list(replicas), "fp")
+
+
+def _router(*ids: str) -> Router:
+    deployments = {name: _deployment(*name.split("@")) for name in ids}
+    return Router(cast(Registry, SimpleNamespace(deployments=deployments)), SETTINGS)
+
+
+ROUTER = _router("a@1", "a@2", "b@1", "b@3", "b@2", "c@1")
+
+
+@pytest.mark.parametrize(
+    ("name", "resolved"),
+    [
+        ("a", "a@1"),  # as configured
+        ("b", "b@2"),  # declared last
+        ("a@2", "a@2"),
+        ("b@3", "b@3"),
+        ("gpt-4", "a@1"),
+        ("old", "a@1"),
+    ],
+)
+def test_names(name: str, resolved: str) -> None:
+    assert ROUTER.resolve(name, _principal()).id == resolved
+
+
+@pytest.mark.parametrize("name", ["", "nobody", "a@3", "a@", "@1", "A", "a@1@1", "gpt-4@1", "gone", "c", "x" * 10_000])
+def test_what_is_not_there(name: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        ROUTER.resolve(name, _principal())
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    assert len(caught.value.message) < 300
+
+
+def test_a_model_outside_the_scope_is_no_different_from_one_that_is_not_there() -> None:
+    def message(name: str, caller: Principal) -> str:
+        with pytest.raises(ModelNotFound) as caught:
+            ROUTER.resolve(name, caller)
+        return caught.value.message.replace(f"'{name}'", "…")
+
+    assert message("a", _principal({"b"})) == message("nobody", _principal({"b"}))
+
+
+@pytest.mark.parametrize(
+    ("scope", "ids"),
+    [
+        (None, {"a", "b", "a@1", "a@2", "b@1", "b@2", "b@3", "c@1", "gpt-4", "old"}),
+        ({"a"}, {"a", "a@1", "a@2", "gpt-4", "old"}),
+        ({"a@2"}, {"a@2"}),
+        ({"a@1"}, {"a", "a@1", "gpt-4", "old"}),
+        (set(), set()),
+    ],
+)
+def test_a_key_sees_what_it_can_ask_for(scope: set[str] | None, ids: set[str]) -> None:
+    visible = dict(ROUTER.visible(_principal(scope)))
+    assert visible.keys() == ids
+    assert all(ROUTER.resolve(name, _principal(scope)) is deployment for name, deployment in visible.items())
+
+
+def _replica(load: int, client: object | None = ...) -> Any:
+    return SimpleNamespace(load=load, client=client)
+
+
+def test_the_replica_with_the_least_to_do_is_picked() -> None:
+    replicas = [_replica(3), _replica(1), _replica(0, client=None), _replica(2)]
+    assert pick(_deployment("a", "1", replicas)) is replicas[1]
+
+
+def test_no_replica_is_an_overload_that_passes() -> None:
+    for replicas in ([], [_replica(0, client=None)]):
+        with pytest.raises(Overloaded) as caught:
+            pick(_deployment("a", "1", replicas))
+        assert (caught.value.status, caught.value.code) == (503, "engine_starting")
+        assert int(caught.value.headers["retry-after-ms"]) > 0
