@@ -77,7 +77,7 @@ async def _api_error(connection: Request | WebSocket, error: APIError) -> Respon
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: unknown routes and wrong methods."""
     assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.scope['path'][:128]}"  # `request.url` fails on a malformed Host
+    where = f"{request.method} {request.scope['path'][:128]}"  # `request.url` is made from the client's Host
     headers = dict(error.headers or {})
     match error.status_code:
         case 404:

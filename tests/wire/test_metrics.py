@@ -1,0 +1,56 @@
+"""The exposition: it parses, its names are ours, its labels are bounded."""
+
+from __future__ import annotations
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.wire.conftest import MakeKey, chat_body
+
+LABELS = {"model", "version", "endpoint", "outcome", "kind", "level", "dimension", "le"}
+ENDPOINTS = {"/v1/chat/completions", "/v1/completions"}
+
+
+def test_the_exposition(http: httpx.Client, admin: httpx.Client, make_key: MakeKey) -> None:
+    http.post("/v1/chat/completions", json=chat_body())
+    http.post("/v1/completions", json={"model": "echo", "prompt": "x", "max_tokens": 1})
+    http.post("/v1/chat/completions?x=1", json=chat_body())
+    http.get("/v1/models/made-up-name")
+    http.post("/v1/chat/completions", json=chat_body(model="made-up-name"))
+    http.get("/made-up-path")
+    answer = admin.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "made-up" not in answer.text
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    samples = [sample for family in families.values() for sample in family.samples]
+    assert all(sample.name.startswith("penstock_") for sample in samples)
+    assert {label for sample in samples for label in sample.labels} <= LABELS
+    assert {sample.labels["endpoint"] for sample in samples if "endpoint" in sample.labels} <= ENDPOINTS
+    assert {sample.labels["model"] for sample in samples if "model" in sample.labels} == {"echo", "slow/model"}
+
+
+def test_only_two_names_say_running_and_waiting(admin: httpx.Client) -> None:
+    families = text_string_to_metric_families(admin.get("/metrics").text)
+    names = {family.name for family in families if "running" in family.name or "waiting" in family.name}
+    assert names == {"penstock_requests_running", "penstock_requests_waiting"}
+
+
+def test_every_deployment_is_there_before_its_first_request(admin: httpx.Client) -> None:
+    families = {f.name: f for f in text_string_to_metric_families(admin.get("/metrics").text)}
+    ready = {(s.labels["model"], s.labels["version"]): s.value for s in families["penstock_replicas_ready"].samples}
+    assert ready == {("echo", "1"): 1, ("echo", "2"): 1, ("slow/model", "1"): 1}
+    for name in ("penstock_requests_running", "penstock_requests_waiting"):
+        assert len(families[name].samples) == 3
+
+
+def test_tokens_are_counted(http: httpx.Client, admin: httpx.Client) -> None:
+    def count() -> dict[str, float]:
+        families = {f.name: f for f in text_string_to_metric_families(admin.get("/metrics").text)}
+        samples = families["penstock_tokens"].samples if "penstock_tokens" in families else []
+        return {s.labels["kind"]: s.value for s in samples if s.labels["version"] == "2"}
+
+    before = count()
+    http.post("/v1/chat/completions", json=chat_body("12345", model="echo@2", max_tokens=7)).raise_for_status()
+    after = count()
+    assert after["prompt"] - before.get("prompt", 0) == 5
+    assert after["completion"] - before.get("completion", 0) == 7
