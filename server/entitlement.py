@@ -37,8 +37,11 @@ class Entitlement:
         for feature in sorted(features):
             if not principal.may_use_feature(feature):
                 raise PermissionDenied(f"This API key may not use '{feature}'.")
-        plan = self._plan(principal)
-        return plan.layers(principal.key_id, model, version, features, Limits.parse(principal.limits, "key.limits"))
+        return self._layers(principal, model, version, features)
+
+    def _layers(self, principal: Principal, model: str, version: str, features: Collection[str]) -> tuple[Layer, ...]:
+        limits = Limits.parse(principal.limits, "key.limits")
+        return self._plan(principal).layers(principal.key_id, model, version, features, limits)
 
     def _plan(self, principal: Principal) -> Plan:
         """An account whose plan is no longer configured keeps the default one: it is never unlimited by accident."""
@@ -65,9 +68,10 @@ class Entitlement:
     async def release(self, grant: Grant) -> None:
         await self._ledger.release(grant.lease_id, grant.account)
 
-    async def headers(self, account: str, layers: tuple[Layer, ...]) -> dict[str, str]:
-        """For an answer that costs nothing."""
-        return limit_headers(await self._ledger.peek(account, layers))
+    async def headers(self, principal: Principal) -> dict[str, str]:
+        """What is left to the account and the key, for an answer that costs nothing."""
+        layers = self._layers(principal, "", "", ())
+        return limit_headers(await self._ledger.peek(principal.account_id, layers))
 
 
 def refused(refusal: Refusal, headers: Mapping[str, str]) -> RateLimited:

@@ -43,6 +43,7 @@ class Services:
     generated_keys: GeneratedKeys
     authenticator: Authenticator
     ledger: Ledger
+    entitlement: Entitlement
     plans: Mapping[str, Plan]
     registry: Registry
     router: Router
@@ -105,9 +106,10 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
         def count_refusal(refusal: Refusal) -> None:
             metrics.refusals.labels(refusal.level, refusal.dimension).inc()
 
+        entitlement = Entitlement(ledger, settings.quota.plans, count_refusal)
         services: Services
         resources = Resources(
-            entitlement=Entitlement(ledger, settings.quota.plans, count_refusal),
+            entitlement=entitlement,
             leases=leases,
             metrics=metrics,
             timeouts=settings.timeouts,
@@ -123,6 +125,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
             generated_keys=generated,
             authenticator=authenticator,
             ledger=ledger,
+            entitlement=entitlement,
             plans=settings.quota.plans,
             registry=registry,
             router=router,
