@@ -84,5 +84,5 @@ async def read_message(reader: asyncio.StreamReader, decoder: msgspec.msgpack.De
     payload = await reader.readexactly(length)
     try:
         return decoder.decode(payload)
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise ProtocolError(str(error)) from error

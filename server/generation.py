@@ -257,7 +257,7 @@ class Generation:
 
     def _check(self) -> None:
         if time.monotonic() >= self._deadline:
-            self.fail(self._too_late())
+            self.fail(_too_long())
         if self._failure is not None:
             raise self._failure
 
@@ -295,27 +295,21 @@ class Generation:
 
     async def _wait(self, patience: float) -> bool:
         """Whether something arrived: tokens, or that the engine, or the whole request, has taken too long."""
-        limit = min(self._deadline, self._last_delta_at + self._step_timeout)
-        timeout = min(patience, limit - time.monotonic())
+        silence_ends = self._last_delta_at + self._step_timeout
+        remaining = min(self._deadline, silence_ends) - time.monotonic()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(min(patience, remaining)):
                 await self._ready.wait()
-        except TimeoutError:
-            if time.monotonic() < limit:
+        except TimeoutError:  # no clock is asked again: timers may be early by a millisecond
+            if patience < remaining:
                 return False
-            self.fail(self._too_late())
+            self.fail(_too_long() if self._deadline <= silence_ends else _no_sign_of_life())
         return True
 
     @property
     def _step_timeout(self) -> float:
         timeouts = self._resources.timeouts
         return timeouts.first_token if self._first_token_at is None else timeouts.between_tokens
-
-    def _too_late(self) -> APIError:
-        if time.monotonic() >= self._deadline:
-            return DeadlineExceeded("The request took too long.")
-        message = "The engine gives no sign of life."
-        return Overloaded(message, code="engine_timeout", retry_after_ms=RESTART_HINT_MS)
 
     def _observe_tokens(self) -> None:
         now = time.monotonic()
@@ -440,6 +434,15 @@ class Generation:
             total_ms=round(1000 * (time.monotonic() - caller.arrival)),
             outcome=outcome,
         )
+
+
+def _too_long() -> APIError:
+    return DeadlineExceeded("The request took too long.")
+
+
+def _no_sign_of_life() -> APIError:
+    message = "The engine gives no sign of life."
+    return Overloaded(message, code="engine_timeout", retry_after_ms=RESTART_HINT_MS)
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

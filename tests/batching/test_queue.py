@@ -125,8 +125,11 @@ def test_accounts_are_forgotten_in_the_end(monkeypatch):
         served.lift(f"a{number}", [])
         served.charge(f"a{number}", 1)
     assert len(served) == 10
-    served.lift("a99", [])
-    assert served["a99"] == 1, "the latest are kept"
+    served.lift("a90", [])
+    for number in range(9):
+        served.lift(f"b{number}", [])
+    assert served["a90"] == 1, "those who came last are kept"
+    assert served["a99"] == 0
 
 
 # --- expiry

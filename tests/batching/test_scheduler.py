@@ -271,6 +271,17 @@ def test_of_one_class_the_preempted_come_before_the_queue():
     assert list(simulation.ends)[:2] == ["old", "young"]
 
 
+def test_of_the_preempted_the_urgent_come_first():
+    simulation = Simulation(make_info())
+    for name, priority in [("batch", 1), ("normal", 0), ("later", 0)]:
+        simulation.add(make_request(name, priority=priority))
+    simulation.step()
+    for sequence in list(simulation.scheduler._running):
+        simulation.scheduler._preempt(sequence)
+    assert [s.request.request_id for s in simulation.scheduler._preempted] == ["normal", "later", "batch"]
+    simulation.drain()
+
+
 def test_an_engine_is_not_asked_to_preempt_what_it_was_told_to_drop():
     simulation = preempted_simulation(steps_in_flight=2)
     victim = simulation.scheduler._preempted[0].sequence_id

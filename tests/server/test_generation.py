@@ -476,3 +476,14 @@ async def test_memory_does_not_grow_with_traffic() -> None:
         await asyncio.gather(*lives)
     await house.check_nothing_left()
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_timer_that_is_early_is_no_patience_that_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop's are, by up to a millisecond. An empty answer would begin a stream that can only fail."""
+    monkeypatch.setattr(module, "ABORT_PATIENCE", 0.01)
+    timeout = asyncio.timeout
+    monkeypatch.setattr(module.asyncio, "timeout", lambda delay: timeout(min(delay, 0.01)))
+    house = House(PaperWorker(hangs_at=0), timeouts=TimeoutSettings(first_token=1))
+    async with house.generation() as generation:
+        with pytest.raises(Overloaded):
+            await generation.next(patience=15)
