@@ -14,7 +14,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
-from server.auth import authenticate_route
+from server.access import authenticate_route
 from server.errors import APIError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
 from server.request_id import RequestIdMiddleware
 from server.routes import admin, chat, completions, health, models

@@ -1,4 +1,4 @@
-"""A presented key -> `Principal`, with a small cache; and the dependencies that guard every route."""
+"""A presented key -> `Principal`, with a small cache."""
 
 import asyncio
 import hmac
@@ -8,21 +8,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Protocol, cast
+from typing import Any, Protocol
 
-from fastapi import Depends
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.requests import HTTPConnection
 
 from server import keys
-from server.errors import AuthenticationFailed, Overloaded, PermissionDenied
+from server.errors import AuthenticationFailed, Overloaded
 from server.store.records import Credential, KeyKind, utc_now
 
 log = logging.getLogger(__name__)
-
-OPEN_PATHS = frozenset({"/healthz", "/health", "/readyz"})
-SUBPROTOCOL_PREFIX = "openai-insecure-api-key."
-"""How a browser's WebSocket, which can't set headers, presents its key. Never echoed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +93,7 @@ class Authenticator:
         """Raises `AuthenticationFailed`, with one message for every wrong key, and `Overloaded` when the key can't
         be checked: an answer older than `cache_ttl` is never used, even while the database is away."""
         if not presented:
-            raise _missing()
+            raise missing_key()
         parsed = keys.parse(presented)
         if parsed is None and not keys.is_foreign(presented):
             raise _wrong()
@@ -247,7 +241,7 @@ def _judge(credential: Credential | None, digest: bytes) -> Principal | None:
     )
 
 
-def _missing() -> AuthenticationFailed:
+def missing_key() -> AuthenticationFailed:
     return AuthenticationFailed(
         "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth"
         " (i.e. Authorization: Bearer YOUR_KEY).",
@@ -261,60 +255,3 @@ def _wrong() -> AuthenticationFailed:
 
 def _unavailable() -> Overloaded:
     return Overloaded("The API key can't be checked at the moment.", retry_after_ms=1000)
-
-
-class HasAuthenticator(Protocol):
-    @property
-    def authenticator(self) -> Authenticator: ...
-
-
-def authenticator_of(connection: HTTPConnection) -> Authenticator:
-    """The only place that knows where the application keeps it."""
-    return cast(HasAuthenticator, connection.app.state.penstock).authenticator
-
-
-def presented_key(connection: HTTPConnection) -> str | None:
-    """The key of `Authorization: Bearer`, or of a WebSocket's subprotocol; None if there is none, or several."""
-    headers = connection.headers.getlist("authorization")
-    if headers:
-        scheme, _, credentials = headers[0].partition(" ")
-        return credentials.strip() if scheme.lower() == "bearer" and len(headers) == 1 else None
-    offered = [name for name in connection.scope.get("subprotocols", ()) if name.startswith(SUBPROTOCOL_PREFIX)]
-    return offered[0].removeprefix(SUBPROTOCOL_PREFIX) if len(offered) == 1 else None
-
-
-async def authenticate_route(connection: HTTPConnection) -> Principal | None:
-    """The application's default: deny. Decides by the exact path, before the route does anything.
-
-    None for the open paths; /metrics and /admin need an admin key, everything else an API key.
-    """
-    path = connection.scope["path"]
-    if path in OPEN_PATHS:
-        return None
-    principal = await authenticator_of(connection).authenticate(presented_key(connection))
-    needed = KeyKind.ADMIN if path == "/metrics" or path.startswith("/admin/") else KeyKind.API
-    if principal.kind is not needed:
-        raise PermissionDenied(_WRONG_KIND[needed])
-    return principal
-
-
-_WRONG_KIND = {
-    KeyKind.ADMIN: "This needs an admin key: an API key can't be used here.",
-    KeyKind.API: "This needs an API key: an admin key can't be used here.",
-}
-
-
-async def current_principal(
-    principal: Annotated[Principal | None, Depends(authenticate_route)],
-) -> Principal:
-    """Who is asking. FastAPI runs `authenticate_route` once a request, so this costs no second look-up."""
-    if principal is None:
-        raise _missing()
-    return principal
-
-
-async def require_admin(principal: Annotated[Principal, Depends(current_principal)]) -> Principal:
-    """For administrators' routes: holds even where they are mounted under another path."""
-    if principal.kind is not KeyKind.ADMIN:
-        raise PermissionDenied(_WRONG_KIND[KeyKind.ADMIN])
-    return principal

@@ -16,7 +16,7 @@ from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server import logs
-from server.auth import presented_key
+from server.access import presented_key
 from server.errors import APIError, AuthenticationFailed, InvalidRequest, RateLimited, ServerError, SlowReader
 from server.generation import Caller, Generation
 from server.services import Services

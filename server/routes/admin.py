@@ -10,7 +10,8 @@ from fastapi import APIRouter, Depends
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 
-from server.auth import Authenticator, Principal, require_admin
+from server.access import require_admin
+from server.auth import Authenticator, Principal
 from server.errors import Conflict, InvalidRequest, NotFound, Overloaded, PermissionDenied
 from server.store import NameTaken, Store
 from server.store.accounts import ADMIN_ACCOUNT

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from server.auth import Principal, current_principal
+from server.access import current_principal
+from server.auth import Principal
 from server.generation import Caller, Generation
 from server.request_id import request_id_of
 from server.services import Services

@@ -13,7 +13,8 @@ from sqlalchemy import text
 
 from quota.levels import DEFAULT_PLAN, Plan
 from server import keys
-from server.auth import Authenticator, authenticate_route
+from server.access import authenticate_route
+from server.auth import Authenticator
 from server.errors import APIError
 from server.routes import admin
 from server.store import Store

@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from server import keys
-from server.auth import Authenticator, Principal, authenticate_route, current_principal, require_admin
+from server.access import authenticate_route, current_principal, require_admin
+from server.auth import Authenticator, Principal
 from server.errors import APIError, AuthenticationFailed, Overloaded
 from server.store import Store
 from server.store.credentials import ensure_presets, issue_key

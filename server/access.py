@@ -1,0 +1,71 @@
+"""The dependencies that guard every route: which key opens what."""
+
+from typing import Annotated, Protocol, cast
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from server.auth import Authenticator, Principal, missing_key
+from server.errors import PermissionDenied
+from server.store.records import KeyKind
+
+OPEN_PATHS = frozenset({"/healthz", "/health", "/readyz"})
+SUBPROTOCOL_PREFIX = "openai-insecure-api-key."
+"""How a browser's WebSocket, which can't set headers, presents its key. Never echoed."""
+
+
+class HasAuthenticator(Protocol):
+    @property
+    def authenticator(self) -> Authenticator: ...
+
+
+def authenticator_of(connection: HTTPConnection) -> Authenticator:
+    """The only place that knows where the application keeps it."""
+    return cast(HasAuthenticator, connection.app.state.penstock).authenticator
+
+
+def presented_key(connection: HTTPConnection) -> str | None:
+    """The key of `Authorization: Bearer`, or of a WebSocket's subprotocol; None if there is none, or several."""
+    headers = connection.headers.getlist("authorization")
+    if headers:
+        scheme, _, credentials = headers[0].partition(" ")
+        return credentials.strip() if scheme.lower() == "bearer" and len(headers) == 1 else None
+    offered = [name for name in connection.scope.get("subprotocols", ()) if name.startswith(SUBPROTOCOL_PREFIX)]
+    return offered[0].removeprefix(SUBPROTOCOL_PREFIX) if len(offered) == 1 else None
+
+
+async def authenticate_route(connection: HTTPConnection) -> Principal | None:
+    """The application's default: deny. Decides by the exact path, before the route does anything.
+
+    None for the open paths; /metrics and /admin need an admin key, everything else an API key.
+    """
+    path = connection.scope["path"]
+    if path in OPEN_PATHS:
+        return None
+    principal = await authenticator_of(connection).authenticate(presented_key(connection))
+    needed = KeyKind.ADMIN if path == "/metrics" or path.startswith("/admin/") else KeyKind.API
+    if principal.kind is not needed:
+        raise PermissionDenied(_WRONG_KIND[needed])
+    return principal
+
+
+_WRONG_KIND = {
+    KeyKind.ADMIN: "This needs an admin key: an API key can't be used here.",
+    KeyKind.API: "This needs an API key: an admin key can't be used here.",
+}
+
+
+async def current_principal(
+    principal: Annotated[Principal | None, Depends(authenticate_route)],
+) -> Principal:
+    """Who is asking. FastAPI runs `authenticate_route` once a request, so this costs no second look-up."""
+    if principal is None:
+        raise missing_key()
+    return principal
+
+
+async def require_admin(principal: Annotated[Principal, Depends(current_principal)]) -> Principal:
+    """For administrators' routes: holds even where they are mounted under another path."""
+    if principal.kind is not KeyKind.ADMIN:
+        raise PermissionDenied(_WRONG_KIND[KeyKind.ADMIN])
+    return principal
