@@ -40,7 +40,7 @@ class FakeClock:
 async def eventually(condition: Callable[[], bool], timeout: float = 30.0) -> None:
     """Returns as soon as the condition holds."""
     async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110 - of anything, not only of what sets an event
+        while not condition():
             await asyncio.sleep(0.005)
 
 

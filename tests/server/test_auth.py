@@ -367,7 +367,7 @@ async def test_last_use_is_written_in_batches(auth: Authenticator, source: Sourc
 async def test_the_task_writes_last_use(auth: Authenticator, source: Source) -> None:
     auth.start(interval_s=0.001)
     await auth.authenticate(source.new().text)
-    while not source.touched:  # noqa: ASYNC110
+    while not source.touched:
         await asyncio.sleep(0.001)
     await auth.close()
 

@@ -61,7 +61,7 @@ class Sink:
 
 
 async def _until_empty(writer: UsageWriter) -> None:
-    while writer.pending:  # noqa: ASYNC110
+    while writer.pending:
         await asyncio.sleep(0.001)
 
 
