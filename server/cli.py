@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 import uvloop
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from engines.base import EngineError
 from loadtest.cli import bench
@@ -86,7 +86,7 @@ def serve(
 def models(config: Annotated[Path | None, typer.Option(help="A TOML file; see penstock.example.toml.")] = None) -> None:
     """What a configuration declares, and what each name means."""
     settings = read_settings(config, {})
-    table = Table("model", "engine", "path", "dtype", "context", "replicas", "asked for as")
+    table = Table(Column("model", no_wrap=True), "engine", "path", "dtype", "context", "replicas", "asked for as")
     for model in settings.models:
         names = [alias for alias, target in settings.routing.aliases.items() if target in (model.name, model.id)]
         place = model.path or model.url

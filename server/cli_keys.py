@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from quota.levels import FEATURES, LimitError, Limits
 from server.settings import Settings, load
@@ -79,7 +79,17 @@ def list_keys(
             found.extend(page)
         return found
 
-    table = Table("id", "account", "kind", "name", "models", "features", "created", "last used", "state")
+    table = Table(
+        Column("id", no_wrap=True, min_width=8),
+        "account",
+        "kind",
+        "name",
+        "models",
+        "features",
+        "created",
+        "last used",
+        "state",
+    )
     for key in _run(work, config, data_dir):
         table.add_row(
             key.id,

@@ -69,7 +69,7 @@ class Gateway(uvicorn.Server):
 async def serve(settings: Settings, on_ready: OnReady) -> None:
     """Until a signal ends it. Raises AddressError, SettingsError and what `services.running` raises."""
     check_certificate(settings.server)
-    listener = bind(settings.server)
+    listener = bind(settings.server, settings.timeouts.write)
     with listener:
         async with running(settings) as services:
             url = base_url(settings.server, listener)
@@ -104,11 +104,16 @@ def check_certificate(server: ServerSettings) -> None:
         raise SettingsError(f"server.tls_cert: expected a certificate, and its key in tls_key: {error}") from None
 
 
-def bind(server: ServerSettings) -> socket.socket:
-    """The address is taken before models are loaded; connections are refused until they are."""
+def bind(server: ServerSettings, write_timeout: float) -> socket.socket:
+    """The address is taken before models are loaded; connections are refused until they are.
+
+    Connections inherit `write_timeout` (seconds): one whose peer takes nothing ends, with what is still unsent.
+    """
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * write_timeout))
     try:
         listener.bind((server.host, server.port))
     except OSError as error:

@@ -12,69 +12,30 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.websockets import WebSocketDisconnect
 
-from batching.client import RESTART_HINT_MS, Receiver, WorkerClient
-from engines.types import FinishReason, GenerationRequest, OutputDelta, SamplingParams, Usage
-from quota.levels import Layer
+from batching.client import RESTART_HINT_MS, WorkerClient
+from engines.types import FinishReason, GenerationRequest, OutputDelta, Usage
 from server.auth import Principal
+from server.choice import Choice, Piece
 from server.entitlement import Entitlement, Grant
 from server.errors import APIError, DeadlineExceeded, Overloaded, from_engine
+from server.job import Caller, Job, PreparedPrompt
 from server.leases import LeaseKeeper
 from server.metrics import Metrics
-from server.registry import Deployment, Replica
+from server.registry import Replica
 from server.routing import pick
 from server.settings import TimeoutSettings
 from server.store.records import UsageRecord, utc_now
-from server.text.stream import TextStream
-from server.wire.common import Answer, ResponseHead
+from server.wire.common import Answer
 
 ABORT_PATIENCE = 1.0  # seconds to wait for the worker's account of aborted work
 
 log = logging.getLogger("penstock.generation")
-
-
-@dataclass(slots=True, frozen=True)
-class Caller:
-    """Who asks, and what came with the request besides its body."""
-
-    principal: Principal
-    request_id: str  # ours
-    endpoint: str
-    features: frozenset[str] = frozenset()  # of the transport: websocket
-    client_request_id: str = ""
-    read_timeout: float | None = None  # how long the client waits for its next byte, in seconds
-    arrival: float = field(default_factory=time.monotonic)
-
-
-@dataclass(slots=True, frozen=True)
-class PreparedPrompt:
-    token_ids: list[int]
-    sampling: SamplingParams
-    new_stream: Callable[[], TextStream]
-
-
-@dataclass(slots=True, frozen=True)
-class Job:
-    """A request that nothing is wrong with. It holds nothing yet."""
-
-    caller: Caller
-    deployment: Deployment
-    prompts: Sequence[PreparedPrompt]
-    features: frozenset[str]
-    head: ResponseHead
-    layers: tuple[Layer, ...]
-    streamed: bool
-    include_usage: bool
-
-    @property
-    def cost(self) -> int:
-        """Tokens that it may use at most."""
-        return sum(len(prompt.token_ids) + prompt.sampling.max_tokens for prompt in self.prompts)
 
 
 @dataclass(slots=True, frozen=True)
@@ -94,64 +55,6 @@ class Resources:
         return hmac.digest(self.salt_key, principal.account_id.encode(), hashlib.sha256)[:16]
 
 
-@dataclass(slots=True, frozen=True)
-class Piece:
-    """What became known of one choice: text to send, and how it ended if it did."""
-
-    index: int
-    text: str
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(slots=True)
-class _Choice:
-    """One sequence of a request, from its deltas to its text."""
-
-    index: int
-    prompt: PreparedPrompt
-    receiver: Receiver
-    stream: TextStream
-    num_output: int = 0
-    num_cached: int = 0
-    num_computed: int = 0  # of the prompt
-    queue_seconds: float | None = None
-    finish_reason: FinishReason | None = None
-
-    @property
-    def is_done(self) -> bool:
-        """It ended, and not in an error."""
-        return self.finish_reason not in (None, FinishReason.ERROR)
-
-    def take(self, delta: OutputDelta) -> Piece:
-        self.count(delta)
-        if delta.error is None:
-            return self._piece(delta)
-        self.finish_reason = FinishReason.ERROR
-        return Piece(self.index, self.stream.add(delta.token_ids).text)
-
-    def count(self, delta: OutputDelta) -> None:
-        """What the engine did is charged, whether somebody reads it or not."""
-        if delta.token_ids and not self.num_output:
-            self.num_cached, self.queue_seconds = delta.cached_tokens, delta.queue_seconds
-            self.num_computed = len(self.prompt.token_ids)
-        self.num_output += len(delta.token_ids)
-        self.num_computed = max(self.num_computed, delta.computed_tokens)
-
-    def _piece(self, delta: OutputDelta) -> Piece:
-        token_ids = delta.token_ids
-        if delta.finish_reason is FinishReason.STOP:
-            token_ids = token_ids[:-1]  # the stop token ends the text without being part of it
-        piece = self.stream.add(token_ids)
-        text = piece.text
-        self.finish_reason = FinishReason.STOP if piece.stopped else delta.finish_reason
-        if delta.finish_reason is not None and not piece.stopped:
-            last = self.stream.finish()
-            text += last.text
-            if last.stopped:
-                self.finish_reason = FinishReason.STOP
-        return Piece(self.index, text, self.finish_reason)
-
-
 class Generation:
     """A running request. Enter it to reserve and submit; leaving it aborts what runs and settles what was used.
 
@@ -163,7 +66,7 @@ class Generation:
         self.headers: dict[str, str] = {}
         self._resources = resources
         self._ready = asyncio.Event()
-        self._choices: list[_Choice] = []
+        self._choices: list[Choice] = []
         self._replica: Replica | None = None
         self._client: WorkerClient | None = None
         self._grant: Grant | None = None
@@ -208,7 +111,7 @@ class Generation:
         for index, prompt in enumerate(self.job.prompts):
             stream = prompt.new_stream()
             receiver = self._client.submit(self._request(index, prompt), self._ready)
-            self._choices.append(_Choice(index, prompt, receiver, stream))
+            self._choices.append(Choice(index, prompt, receiver, stream))
 
     def _request(self, index: int, prompt: PreparedPrompt) -> GenerationRequest:
         caller = self.job.caller
@@ -283,7 +186,7 @@ class Generation:
                     pieces.append(piece)
         return pieces
 
-    def _take(self, choice: _Choice, delta: OutputDelta) -> Piece:
+    def _take(self, choice: Choice, delta: OutputDelta) -> Piece:
         if delta.token_ids:
             self._observe_tokens()
         piece = choice.take(delta)
@@ -301,6 +204,8 @@ class Generation:
             async with asyncio.timeout(min(patience, remaining)):
                 await self._ready.wait()
         except TimeoutError:  # no clock is asked again: timers may be early by a millisecond
+            if self._ready.is_set():  # we were late, not the engine
+                return True
             if patience < remaining:
                 return False
             self.fail(_too_long() if self._deadline <= silence_ends else _no_sign_of_life())
@@ -379,13 +284,13 @@ class Generation:
             if self._client is not None:
                 self._client.forget(choice.receiver.request_id)
 
-    async def _await_end(self, choice: _Choice) -> None:
+    async def _await_end(self, choice: Choice) -> None:
         while choice.finish_reason is None:
             delta = await choice.receiver.get()
             choice.count(delta)
             choice.finish_reason = delta.finish_reason
 
-    def _abort(self, choice: _Choice) -> None:
+    def _abort(self, choice: Choice) -> None:
         if self._client is not None:
             self._client.abort(choice.receiver.request_id)
 

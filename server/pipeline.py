@@ -13,7 +13,8 @@ from typing import TypeVar
 from engines.types import Usage
 from server import logs
 from server.errors import InvalidRequest, Overloaded
-from server.generation import Caller, Generation, Job, PreparedPrompt, Resources
+from server.generation import Generation, Resources
+from server.job import Caller, Job, PreparedPrompt
 from server.metrics import Metrics
 from server.registry import Deployment
 from server.routing import Router

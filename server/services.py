@@ -18,7 +18,8 @@ from quota.memory import MemoryLedger
 from server.auth import Authenticator
 from server.entitlement import Entitlement
 from server.errors import Overloaded
-from server.generation import Caller, Resources
+from server.generation import Resources
+from server.job import Caller
 from server.leases import LeaseKeeper
 from server.metrics import Metrics
 from server.pipeline import Pipeline, report

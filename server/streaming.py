@@ -18,8 +18,9 @@ from starlette.types import Receive, Scope, Send
 
 from engines.types import Usage
 from server import logs
+from server.choice import Piece
 from server.errors import APIError, ServerError, SlowReader
-from server.generation import Generation, Piece
+from server.generation import Generation
 from server.wire.common import Answer, ChunkEncoder, ResponseHead, encode
 
 PING = b": ping\n\n"

@@ -18,7 +18,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from server import logs
 from server.access import presented_key
 from server.errors import APIError, AuthenticationFailed, InvalidRequest, RateLimited, ServerError, SlowReader
-from server.generation import Caller, Generation
+from server.generation import Generation
+from server.job import Caller
 from server.services import Services
 from server.streaming import FrameSource, in_time
 from server.wire.body import from_validation

@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from server.access import current_principal
 from server.auth import Principal
-from server.generation import Caller, Generation
+from server.generation import Generation
+from server.job import Caller
 from server.request_id import request_id_of
 from server.services import Services
 from server.streaming import EventStream, Render, WholeAnswer

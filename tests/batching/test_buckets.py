@@ -68,6 +68,13 @@ def test_chunks_of_a_prompt_are_padded_to_queries_and_keys():
     assert count_cells(group) == Cells(real=100 + 1000 + 275, padding=3 * 10 * 100 - 1375)
 
 
+def test_the_longest_context_of_a_group_need_not_be_its_first():
+    scheduled = rows([(0, 100), (900, 90), (0, 80)])
+    grouped = group_by_length(scheduled, max_waste=5.0)
+    assert grouped.groups == [scheduled]
+    assert grouped.cells == count_cells(scheduled)
+
+
 def test_no_sequences_no_groups():
     grouped = group_by_length([])
     assert (grouped.groups, grouped.cells.waste) == ([], 0.0)

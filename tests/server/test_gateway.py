@@ -24,7 +24,7 @@ def settings(**changes: Any) -> ServerSettings:
 def test_where_clients_find_it(host: str, shown: str) -> None:
     server = settings(host=host)
     try:
-        listener = bind(server)
+        listener = bind(server, 30)
     except AddressError:
         pytest.skip("this machine has no IPv6")
     with listener:
@@ -35,21 +35,21 @@ def test_where_clients_find_it(host: str, shown: str) -> None:
 
 
 def test_a_port_in_use_is_one_line() -> None:
-    with bind(settings()) as taken:
+    with bind(settings(), 30) as taken:
         taken.listen()
         with pytest.raises(AddressError, match=r"^127\.0\.0\.1:\d+: can't be listened on: Address already in use$"):
-            bind(settings(port=taken.getsockname()[1]))
+            bind(settings(port=taken.getsockname()[1]), 30)
 
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "no-such-host.invalid"])
 def test_an_address_of_another_machine_is_one_line(host: str) -> None:
     with pytest.raises(AddressError, match="can't be listened on"):
-        bind(settings(host=host))
+        bind(settings(host=host), 30)
 
 
 async def test_two_that_start_at_once() -> None:
     """Both bind, for neither listens while it loads its models; the second to listen is told."""
-    with bind(settings()) as first, bind(settings(port=first.getsockname()[1])) as second:
+    with bind(settings(), 30) as first, bind(settings(port=first.getsockname()[1]), 30) as second:
         first.listen()
         config = uvicorn.Config(lambda: None, lifespan="off", log_config=None)
         gateway = Gateway(config, services=None, on_ready=lambda: pytest.fail("it can't be ready"))  # type: ignore[arg-type]
@@ -58,9 +58,9 @@ async def test_two_that_start_at_once() -> None:
 
 
 def test_a_free_port_can_be_taken_again_at_once() -> None:
-    with bind(settings()) as listener:
+    with bind(settings(), 30) as listener:
         port = listener.getsockname()[1]
         listener.listen()
         with socket.create_connection(("127.0.0.1", port)):
             listener.accept()[0].close()  # it is ours to wait in TIME_WAIT
-    bind(settings(port=port)).close()
+    bind(settings(port=port), 30).close()

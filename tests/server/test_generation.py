@@ -28,7 +28,8 @@ from server import generation as module
 from server.auth import Principal
 from server.entitlement import Entitlement
 from server.errors import APIError, DeadlineExceeded, Overloaded, RateLimited
-from server.generation import Caller, Generation, Job, PreparedPrompt, Resources
+from server.generation import Generation, Resources
+from server.job import Caller, Job, PreparedPrompt
 from server.leases import LeaseKeeper
 from server.metrics import Metrics
 from server.registry import Deployment, Replica

@@ -16,7 +16,8 @@ from quota.memory import MemoryLedger
 from server.auth import Principal
 from server.entitlement import Entitlement
 from server.errors import APIError, InvalidRequest, ModelNotFound, Overloaded, PermissionDenied
-from server.generation import Caller, Generation, Resources
+from server.generation import Generation, Resources
+from server.job import Caller
 from server.logs import JsonFormatter
 from server.metrics import Metrics
 from server.pipeline import LONG_TEXT, Pipeline, report

@@ -11,8 +11,9 @@ from typing import Any, cast
 import pytest
 
 from engines.types import FinishReason, Usage
+from server.choice import Piece
 from server.errors import APIError, Overloaded, SlowReader
-from server.generation import Generation, Piece
+from server.generation import Generation
 from server.streaming import DONE, PING, ClientWatch, EventStream, FrameSource, WholeAnswer, in_time, sse
 from server.wire.chat import ChatChunkEncoder, chat_completion
 from server.wire.common import Answer, ResponseHead

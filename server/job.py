@@ -1,0 +1,53 @@
+"""A request that nothing is wrong with, before it runs. It holds nothing yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from engines.types import SamplingParams
+from quota.levels import Layer
+from server.auth import Principal
+from server.registry import Deployment
+from server.text.stream import TextStream
+from server.wire.common import ResponseHead
+
+
+@dataclass(slots=True, frozen=True)
+class Caller:
+    """Who asks, and what came with the request besides its body."""
+
+    principal: Principal
+    request_id: str  # ours
+    endpoint: str
+    features: frozenset[str] = frozenset()  # of the transport: websocket
+    client_request_id: str = ""
+    read_timeout: float | None = None  # how long the client waits for its next byte, in seconds
+    arrival: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True, frozen=True)
+class PreparedPrompt:
+    token_ids: list[int]
+    sampling: SamplingParams
+    new_stream: Callable[[], TextStream]
+
+
+@dataclass(slots=True, frozen=True)
+class Job:
+    """A request that nothing is wrong with. It holds nothing yet."""
+
+    caller: Caller
+    deployment: Deployment
+    prompts: Sequence[PreparedPrompt]
+    features: frozenset[str]
+    head: ResponseHead
+    layers: tuple[Layer, ...]
+    streamed: bool
+    include_usage: bool
+
+    @property
+    def cost(self) -> int:
+        """Tokens that it may use at most."""
+        return sum(len(prompt.token_ids) + prompt.sampling.max_tokens for prompt in self.prompts)
