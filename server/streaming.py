@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TypeVar
@@ -91,6 +92,7 @@ class EventStream(Response):
         self._frames = FrameSource(generation, encoder)
         self._keep_alive = keep_alive
         self._write_timeout = write_timeout
+        self._last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with contextlib.suppress(SlowReader):  # the server closes the connection of an answer that does not end
@@ -102,7 +104,6 @@ class EventStream(Response):
         async with self._generation as generation:
             first = await _with_headers(generation, generation.next(self._keep_alive))
             await self._start(send)
-            await self._send(send, sse(self._frames.opening()))
             await self._stream(send, first)
 
     async def _start(self, send: Send) -> None:
@@ -112,13 +113,13 @@ class EventStream(Response):
 
     async def _stream(self, send: Send, pieces: list[Piece]) -> None:
         """Ends in [DONE] or in an error event, never in silence."""
+        opening = sse(self._frames.opening())
         try:
-            while True:
-                await self._send(send, sse(self._frames.of(pieces)) or PING)
-                if self._generation.is_done:
-                    break
+            while not self._generation.is_done:
+                await self._send(send, opening + sse(self._frames.of(pieces)) or self._ping(pieces))
+                opening = b""
                 pieces = await self._generation.next(self._keep_alive)
-            await self._send(send, sse(self._frames.closing()) + DONE)
+            await self._send(send, opening + sse(self._frames.of(pieces) + self._frames.closing()) + DONE)
         except SlowReader:
             raise
         except APIError as error:
@@ -128,8 +129,14 @@ class EventStream(Response):
             await self._send(send, sse([encode(ServerError("The server failed.").envelope())]))
             raise
 
+    def _ping(self, pieces: list[Piece]) -> bytes:
+        """For a stream that has nothing to say: no token came, or their text has been held back for long."""
+        is_quiet = not pieces or time.monotonic() - self._last_sent >= self._keep_alive
+        return PING if is_quiet else b""
+
     async def _send(self, send: Send, data: bytes) -> None:
         if data:
+            self._last_sent = time.monotonic()
             await in_time(self._write_timeout, send({"type": "http.response.body", "body": data, "more_body": True}))
 
 

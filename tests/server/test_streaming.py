@@ -94,9 +94,9 @@ def text(words: str) -> list[Piece]:
 END = [Piece(0, "!", FinishReason.LENGTH)]
 
 
-def stream_of(generation: PaperGeneration, write_timeout: float = 60) -> EventStream:
+def stream_of(generation: PaperGeneration, write_timeout: float = 60, keep_alive: float = 1) -> EventStream:
     encoder = ChatChunkEncoder(HEAD, include_usage=generation.job.include_usage)
-    return EventStream(cast(Generation, generation), encoder, keep_alive=1, write_timeout=write_timeout)
+    return EventStream(cast(Generation, generation), encoder, keep_alive=keep_alive, write_timeout=write_timeout)
 
 
 def whole_of(generation: PaperGeneration) -> WholeAnswer:
@@ -138,13 +138,17 @@ async def test_silence_is_filled_with_pings() -> None:
     client = Client()
     await run(stream_of(PaperGeneration([], [], text("a"), [], END)), client)
     parts = [part for part in client.body.split(b"\n\n") if part]
-    assert [part == PING.strip() for part in parts] == [False, True, True, False, True, False, False, False]
+    assert [part == PING.strip() for part in parts] == [False, True, False, True, False, False, False]
 
 
-async def test_held_back_text_sends_a_ping_and_no_empty_chunk() -> None:
+@pytest.mark.parametrize(("keep_alive", "pings"), [(1000.0, 0), (0.0, 3)])
+async def test_held_back_text_sends_no_empty_chunk_and_a_ping_when_it_is_held_long(
+    keep_alive: float, pings: int
+) -> None:
     client = Client()
-    await run(stream_of(PaperGeneration(text(""), END)), client)
-    assert client.body.count(PING) == 1
+    held = PaperGeneration(text("a"), text(""), text(""), text(""), END)
+    await run(stream_of(held, keep_alive=keep_alive), client)
+    assert client.body.count(PING) == pings
     assert b'"content":""' not in client.body.split(b"\n\n", 1)[1]
 
 
