@@ -147,6 +147,7 @@ async def _abandon(ws: ClientConnection, how: str) -> None:
     else:
         ws.transport.write(_frame(CLOSE, b""))
         ws.transport.abort()
+    await ws.wait_closed()  # the socket is closed on the loop's next turn, and what follows blocks the loop
 
 
 @pytest.mark.parametrize("how", ["abort", "half", "close"])
