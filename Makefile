@@ -4,6 +4,9 @@ BIN := .venv/bin
 DATA := .data
 ARGS ?=
 
+# A file that a failed line left behind would pass for a made one.
+.DELETE_ON_ERROR:
+
 .PHONY: setup serve test lint format bench soak train clean
 
 setup: .venv/.installed
@@ -18,7 +21,7 @@ setup: .venv/.installed
 # A development key, made once and readable by its owner alone; PENSTOCK_API_KEY takes its place.
 $(DATA)/dev-key: | setup
 	@mkdir -p -m 700 $(DATA)
-	@umask 077 && $(BIN)/python -c 'from server.keys import generate; print(generate().text)' > $@
+	@umask 077 && $(BIN)/python -c 'from server.keys import generate; print(generate().text)' > $@.new && mv $@.new $@
 
 serve: setup $(DATA)/dev-key
 	@PENSTOCK_API_KEY="$${PENSTOCK_API_KEY:-$$(cat $(DATA)/dev-key)}" \

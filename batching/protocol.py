@@ -28,6 +28,7 @@ class WorkerConfig:
     socket_path: str
     engine: EngineConfig
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    log_level: str = "info"
 
 
 @dataclass(slots=True, frozen=True)

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from enum import Enum
+from dataclasses import replace
 
 import msgspec
 
@@ -25,13 +25,6 @@ STOP_TIMEOUT = 5.0
 log = logging.getLogger("penstock.supervisor")
 
 
-class WorkerState(Enum):
-    STARTING = "starting"
-    READY = "ready"
-    RESTARTING = "restarting"
-    STOPPED = "stopped"
-
-
 class WorkerSupervisor:
     """One worker process: our child, in our process group, ended by the end of its standard input.
 
@@ -43,7 +36,6 @@ class WorkerSupervisor:
         self.config = config
         self.client: WorkerClient | None = None
         self.info: EngineInfo | None = None
-        self.state = WorkerState.STARTING
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self._on_restart = on_restart
@@ -59,7 +51,6 @@ class WorkerSupervisor:
 
     async def stop(self) -> None:
         """End the worker; its open requests end in errors."""
-        self.state = WorkerState.STOPPED
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -84,7 +75,9 @@ class WorkerSupervisor:
             await self._end_process()
             raise
         self.info = started.info
-        self.state = WorkerState.READY
+        # What the gateway promises its clients from now on: a restart with less memory fails instead of holding less.
+        engine = replace(self.config.engine, max_model_len=started.info.max_model_len)
+        self.config = replace(self.config, engine=engine)
 
     async def _handshake(self, process: asyncio.subprocess.Process) -> Started:
         assert process.stdin is not None
@@ -109,7 +102,6 @@ class WorkerSupervisor:
             serving_since = time.monotonic()
             await self.client.closed.wait()
             self.client = None
-            self.state = WorkerState.RESTARTING
             await self._end_process()
             if time.monotonic() - serving_since > STABLE_AFTER:
                 failures = 0

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import msgspec
 
+from batching import logs
 from batching.batcher import Batcher
 from batching.protocol import (
     Deltas,
@@ -162,7 +163,6 @@ def leave_with_parent(socket_path: str) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     # Signals to the whole process group are the gateway's to handle: it drains first, then closes our input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -170,6 +170,7 @@ def main() -> None:
     sys.setswitchinterval(0.0005)
     answer = take_stdout()
     config = msgspec.json.decode(sys.stdin.readline(), type=WorkerConfig)
+    logs.configure(config.log_level)
     threading.Thread(target=leave_with_parent, args=(config.socket_path,), daemon=True).start()
     try:
         run(config, answer)

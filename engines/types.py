@@ -171,10 +171,6 @@ class StepPlan:
     finished: list[int] = field(default_factory=list)  # sequence ids whose state may be dropped, before the step
     preempted: list[int] = field(default_factory=list)  # lost their blocks: they start again at position 0
 
-    @property
-    def num_sequences(self) -> int:
-        return sum(len(group) for group in self.groups)
-
 
 @dataclass(slots=True)
 class StepResult:

@@ -29,9 +29,18 @@ def presented_key(connection: HTTPConnection) -> str | None:
     headers = connection.headers.getlist("authorization")
     if headers:
         scheme, _, credentials = headers[0].partition(" ")
-        return credentials.strip() if scheme.lower() == "bearer" and len(headers) == 1 else None
+        return _text_of(credentials) if scheme.lower() == "bearer" and len(headers) == 1 else None
     offered = [name for name in connection.scope.get("subprotocols", ()) if name.startswith(SUBPROTOCOL_PREFIX)]
     return offered[0].removeprefix(SUBPROTOCOL_PREFIX) if len(offered) == 1 else None
+
+
+def _text_of(header: str) -> str:
+    """A header's bytes come as Latin-1; clients that have other letters in a key send UTF-8."""
+    header = header.strip(" \t")
+    try:
+        return header.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return header
 
 
 async def authenticate_route(connection: HTTPConnection) -> Principal | None:
@@ -43,12 +52,20 @@ async def authenticate_route(connection: HTTPConnection) -> Principal | None:
     if path in OPEN_PATHS:
         return None
     principal = await authenticator_of(connection).authenticate(presented_key(connection))
+    connection.scope.setdefault("state", {})[_STATE_KEY] = principal
     needed = KeyKind.ADMIN if path == "/metrics" or path.startswith("/admin/") else KeyKind.API
     if principal.kind is not needed:
         raise PermissionDenied(_WRONG_KIND[needed])
     return principal
 
 
+def authenticated(connection: HTTPConnection) -> Principal | None:
+    """Who asks, for what must not fail without: the log line of a refusal."""
+    principal: Principal | None = connection.scope.get("state", {}).get(_STATE_KEY)
+    return principal
+
+
+_STATE_KEY = "penstock_principal"
 _WRONG_KIND = {
     KeyKind.ADMIN: "This needs an admin key: an API key can't be used here.",
     KeyKind.API: "This needs an API key: an admin key can't be used here.",

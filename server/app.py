@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp
@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 
 from server.access import authenticate_route
 from server.errors import APIError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
+from server.refusals import log_refusal
 from server.request_id import RequestIdMiddleware
 from server.routes import admin, chat, completions, health, models
 from server.services import Services
@@ -63,7 +64,8 @@ def _allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     )
 
 
-def _answer(error: APIError) -> JSONResponse:
+def _answer(connection: HTTPConnection, error: APIError) -> JSONResponse:
+    log_refusal(connection, error)
     return JSONResponse(error.envelope(), error.status, error.headers)
 
 
@@ -71,7 +73,7 @@ async def _api_error(connection: Request | WebSocket, error: APIError) -> Respon
     if isinstance(connection, WebSocket):
         await refuse(connection, error)
         return None
-    return _answer(error)
+    return _answer(connection, error)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -81,14 +83,14 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     match error.status_code:
         case 404:
-            return _answer(NotFound(f"Unknown route: {where}.", code="unknown_url", headers=headers))
+            return _answer(request, NotFound(f"Unknown route: {where}.", code="unknown_url", headers=headers))
         case 405:
             allowed = {"allow": _allowed_methods(request)}
-            return _answer(MethodNotAllowed(f"Method not allowed: {where}.", headers=allowed))
+            return _answer(request, MethodNotAllowed(f"Method not allowed: {where}.", headers=allowed))
         case status:
             refused = InvalidRequest(str(error.detail), headers=headers)
             refused.status = status
-            return _answer(refused)
+            return _answer(request, refused)
 
 
 def _allowed_methods(request: Request) -> str:
@@ -110,10 +112,10 @@ async def _client_left(request: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     """Bodies are read by `wire.body`; this is for a malformed path or query."""
     assert isinstance(error, RequestValidationError)
-    return _answer(InvalidRequest("The request is malformed."))
+    return _answer(request, InvalidRequest("The request is malformed."))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     """The traceback is logged by the server; the client learns nothing of it."""
     message = "The server had an error while processing your request."
-    return _answer(ServerError(message, headers={"connection": "close"}))  # as the server will do
+    return _answer(request, ServerError(message, headers={"connection": "close"}))  # as the server will do

@@ -94,9 +94,9 @@ class Authenticator:
         be checked: an answer older than `cache_ttl` is never used, even while the database is away."""
         if not presented:
             raise missing_key()
-        parsed = keys.parse(presented)
-        if parsed is None and not keys.is_foreign(presented):
+        if not keys.may_be_key(presented):
             raise _wrong()
+        parsed = keys.parse(presented)
         digest = keys.digest(self._pepper, presented)
         answer = self._cached(digest)
         principal = answer.principal if answer else await self._load(digest, parsed)

@@ -36,7 +36,7 @@ def _curl(services: Services, url: str, key: str | None) -> str:
     """One line: a backslash at its end would not survive every way of pasting."""
     model = next(iter(services.registry.deployments.values())).model
     body = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
-    authorization = f"'Authorization: Bearer {key}'" if key else '"Authorization: Bearer $PENSTOCK_API_KEY"'
+    authorization = shlex.quote(f"Authorization: Bearer {key}") if key else '"Authorization: Bearer $PENSTOCK_API_KEY"'
     insecure = " -k" if url.startswith("https") else ""
     return (
         f"curl -s{insecure} {url}/chat/completions -H {authorization}"

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
-import uvloop
 from rich.console import Console
 from rich.table import Column, Table
 
-from engines.base import EngineError
 from loadtest.cli import bench
-from server import logs
-from server.banner import banner
+from server.cli_common import read_settings
 from server.cli_keys import keys
-from server.gateway import AddressError
-from server.gateway import serve as serve_gateway
-from server.model_files import ModelFilesError
-from server.services import Services
-from server.settings import Settings, load
-from server.settings_layers import SettingsError
-from server.store import StoreError
-from server.text.tokenizer import TokenizerError
-
-OPERATOR_ERRORS = (SettingsError, StoreError, EngineError, ModelFilesError, TokenizerError, AddressError)
 
 app = typer.Typer(
     name="penstock",
@@ -38,8 +21,6 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.add_typer(keys, name="keys")
-
-T = TypeVar("T")
 
 
 @app.command()
@@ -71,15 +52,10 @@ def serve(
         "data_dir": data_dir,
     }
     settings = read_settings(config, flags)
-    logs.configure(settings.server.log_level)
-    for warning in settings.warnings:
-        typer.echo(f"penstock: warning: {warning}", err=True)
+    # Here, since it imports the whole gateway, and the other commands should not wait for that.
+    from server import cli_serve
 
-    def ready(services: Services, url: str) -> None:
-        typer.echo(banner(services, url, show_key=show_key))
-        sys.stdout.flush()
-
-    run(lambda: serve_gateway(settings, ready))
+    cli_serve.serve(settings, show_key=show_key)
 
 
 @app.command()
@@ -93,31 +69,6 @@ def models(config: Annotated[Path | None, typer.Option(help="A TOML file; see pe
         context = str(model.max_model_len or "its own")
         table.add_row(model.id, model.engine, place, model.dtype, context, str(model.replicas), ", ".join(names))
     Console().print(table)
-
-
-def read_settings(config: Path | None, flags: Mapping[str, object]) -> Settings:
-    try:
-        return load(config, flags, os.environ)
-    except SettingsError as error:
-        fail(error)
-
-
-def run(work: Callable[[], Awaitable[T]]) -> T:
-    """On uvloop; what the operator can mend ends in one line, without a traceback."""
-
-    async def main() -> T:
-        return await work()
-
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(main())
-    except OPERATOR_ERRORS as error:
-        fail(error)
-
-
-def fail(error: Exception) -> NoReturn:
-    typer.echo(f"penstock: {error}", err=True)
-    raise typer.Exit(2)
 
 
 def main() -> None:

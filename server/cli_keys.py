@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,15 +12,18 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from quota.levels import FEATURES, LimitError, Limits
-from server.settings import Settings, load
-from server.settings_layers import SettingsError
+from server.cli_common import fail, read_settings, run
+from server.settings import Settings
 from server.store import Store, StoreError
-from server.store.accounts import DEFAULT_ACCOUNT
+from server.store.accounts import ADMIN_ACCOUNT, DEFAULT_ACCOUNT, check_name
 from server.store.credentials import issue_key, load_pepper
+from server.store.database import unavailable
 from server.store.keys import KeySpec
-from server.store.records import Key, KeyKind, utc_now
+from server.store.records import Account, Key, KeyKind, utc_now
 
 keys = typer.Typer(help="Create, list and revoke keys.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+MAX_DAYS = 36_500  # as in the admin API
 
 T = TypeVar("T")
 ConfigOption = Annotated[Path | None, typer.Option(help="The server's TOML file.")]
@@ -31,31 +32,34 @@ DataDirOption = Annotated[Path | None, typer.Option(help="The server's --data-di
 
 @keys.command()
 def create(
-    account: Annotated[str, typer.Option(help="Whose key it is; a new account is made as needed.")] = DEFAULT_ACCOUNT,
+    account: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Whose key it is; made as needed. Unset: {DEFAULT_ACCOUNT}, or {ADMIN_ACCOUNT} with --admin."
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="For people: what it is used for.")] = "",
     model: Annotated[list[str] | None, typer.Option(help="Only this model (name or name@version); repeatable.")] = None,
     feature: Annotated[list[str] | None, typer.Option(help="Only this feature; repeatable.")] = None,
     limit: Annotated[list[str] | None, typer.Option(help="Its own limit, such as rpm=60; repeatable.")] = None,
-    expires_in_days: Annotated[float | None, typer.Option(min=0, help="Unset: it does not expire.")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(help="Unset: it does not expire.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="An admin key: /admin and /metrics, no inference.")] = False,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Make a key and print it. It can't be shown again."""
-    spec_limits = _limits(limit or [])
-    unknown = sorted(set(feature or []) - FEATURES)
-    if unknown:
-        raise _fail(f"--feature {unknown[0]}: expected one of {', '.join(sorted(FEATURES))}")
+    kind = KeyKind.ADMIN if admin else KeyKind.API
+    limits, features, expires_at = _limits(limit or []), _features(feature), _expiry(expires_in_days)
 
     async def work(store: Store, pepper: bytes) -> str:
         spec = KeySpec(
-            account=await store.accounts.ensure(account),
-            kind=KeyKind.ADMIN if admin else KeyKind.API,
+            account=await _owner(store, account, kind),
+            kind=kind,
             name=name,
             models=frozenset(model) if model else None,
-            features=frozenset(feature) if feature else None,
-            limits=spec_limits,
-            expires_at=_expiry(expires_in_days),
+            features=features,
+            limits=limits,
+            expires_at=expires_at,
         )
         return (await issue_key(store, pepper, spec)).text
 
@@ -117,7 +121,7 @@ def revoke(
         return await store.keys.revoke(key_id)
 
     if _run(work, config, data_dir) is None:
-        raise _fail(f"no key has the id {key_id}")
+        fail(f"no key has the id {key_id}")
     typer.echo(f"revoked {key_id}")
 
 
@@ -127,17 +131,41 @@ def _limits(texts: list[str]) -> dict[str, int]:
     for text in texts:
         dimension, _, number = text.partition("=")
         if not number.isdecimal():
-            raise _fail(f"--limit {text}: expected a dimension and a number, such as rpm=60")
+            fail(f"--limit {text}: expected a dimension and a number, such as rpm=60")
         table[dimension] = int(number)
     try:
         Limits.parse(table, "--limit")
     except LimitError as error:
-        raise _fail(str(error)) from None
+        fail(error)
     return table
 
 
+def _features(names: list[str] | None) -> frozenset[str] | None:
+    if unknown := sorted(set(names or []) - FEATURES):
+        fail(f"--feature {unknown[0]}: expected one of {', '.join(sorted(FEATURES))}")
+    return frozenset(names) if names else None
+
+
 def _expiry(days: float | None) -> datetime | None:
-    return None if days is None else utc_now() + timedelta(days=days)
+    if days is None:
+        return None
+    if not 0 < days <= MAX_DAYS:  # nor a NaN
+        fail(f"--expires-in-days {days:g}: expected more than 0, and at most {MAX_DAYS}")
+    return utc_now() + timedelta(days=days)
+
+
+async def _owner(store: Store, name: str | None, kind: KeyKind) -> Account:
+    """Only an account of API keys is made as needed. Raises StoreError."""
+    name = name or (ADMIN_ACCOUNT if kind is KeyKind.ADMIN else DEFAULT_ACCOUNT)
+    if found := await store.accounts.get(name):
+        return found
+    if kind is KeyKind.ADMIN and name != ADMIN_ACCOUNT:
+        raise StoreError(f"no account is called {name}")
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise StoreError(f"--account: {error}") from None
+    return await store.accounts.ensure(name)
 
 
 def _moment(moment: datetime | None) -> str:
@@ -153,21 +181,14 @@ def _state(key: Key) -> str:
 
 
 def _run(work: Callable[[Store, bytes], Awaitable[T]], config: Path | None, data_dir: Path | None) -> T:
-    try:
-        settings = load(config, {"data_dir": data_dir}, os.environ)
-        return asyncio.run(_with_store(settings, work))
-    except (SettingsError, StoreError) as error:
-        raise _fail(str(error)) from None
+    settings = read_settings(config, {"data_dir": data_dir})
+    return run(lambda: _with_store(settings, work), StoreError)
 
 
 async def _with_store(settings: Settings, work: Callable[[Store, bytes], Awaitable[T]]) -> T:
     store = await Store.open(settings.server.database_url, settings.server.data_dir)
     try:
-        return await work(store, await load_pepper(store, settings.secrets.key_pepper or ""))
+        with unavailable():
+            return await work(store, await load_pepper(store, settings.secrets.key_pepper or ""))
     finally:
         await store.close()
-
-
-def _fail(message: str) -> typer.Exit:
-    typer.echo(f"penstock: {message}", err=True)
-    return typer.Exit(2)

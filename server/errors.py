@@ -31,6 +31,7 @@ class APIError(Exception):
         self.code = code or self.code
         self.type = type or self.type
         self.headers = dict(headers or {})
+        self.is_logged = False  # with the request that it ended
         if retry_after_ms is not None:
             self.headers |= retry_headers(retry_after_ms)
 

@@ -18,6 +18,8 @@ from server.settings import ServerSettings, Settings
 from server.settings_layers import SettingsError
 
 OnReady = Callable[[Services, str], None]
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SETTLE_TIMEOUT = 3.0  # seconds
 PING_INTERVAL = 20.0  # seconds, on WebSockets
 
 
@@ -45,13 +47,21 @@ class Gateway(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """uvicorn would raise the signal again at the end, and the process would not exit with 0."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 loop.remove_signal_handler(number)
+
+    async def cancel_the_rest(self) -> None:
+        """Requests whose clients read nothing, or that a second signal cut short, are settled before we go."""
+        tasks = list(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=SETTLE_TIMEOUT)
 
     def _on_signal(self) -> None:
         if self._draining is None:
@@ -70,11 +80,37 @@ async def serve(settings: Settings, on_ready: OnReady) -> None:
     """Until a signal ends it. Raises AddressError, SettingsError and what `services.running` raises."""
     check_certificate(settings.server)
     listener = bind(settings.server, settings.timeouts.write)
-    with listener:
+    with listener, signals_give_up_the_start():
         async with running(settings) as services:
             url = base_url(settings.server, listener)
             config = uvicorn_config(settings, services)
-            await Gateway(config, services, lambda: on_ready(services, url)).serve([listener])
+            gateway = Gateway(config, services, lambda: on_ready(services, url))
+            await gateway.serve([listener])
+            await gateway.cancel_the_rest()
+
+
+@contextlib.contextmanager
+def signals_give_up_the_start() -> Iterator[None]:
+    """While models load: PID 1 of a container would not even notice a SIGTERM that nobody handles."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    given_up = False
+
+    def give_up() -> None:
+        nonlocal given_up
+        given_up = True
+        task.cancel()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, give_up)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not given_up or task.uncancel():
+            raise
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
 
 
 def uvicorn_config(settings: Settings, services: Services) -> uvicorn.Config:
@@ -88,7 +124,7 @@ def uvicorn_config(settings: Settings, services: Services) -> uvicorn.Config:
         ws_max_size=settings.limits.websocket_message_bytes,
         ws_ping_interval=PING_INTERVAL,
         ws_ping_timeout=PING_INTERVAL,
-        timeout_graceful_shutdown=5,  # everything has been drained before
+        timeout_graceful_shutdown=1,  # everything has been drained before
         ssl_certfile=settings.server.tls_cert or None,
         ssl_keyfile=settings.server.tls_key or None,
     )

@@ -98,6 +98,8 @@ class Generation:
     async def _reserve(self) -> None:
         """One lease a request, under its own id: a repeat is the same lease."""
         job = self.job
+        if self._grant is None:
+            self._admitted_at = utc_now()
         self._grant = await self._resources.entitlement.reserve(self.lease_id, self.account, job.layers, job.cost)
         self.headers = self._grant.headers
 
@@ -266,6 +268,8 @@ class Generation:
             await self._abort_unfinished()
             await self._settle()
         finally:
+            if isinstance(error, APIError):
+                error.is_logged = True
             self._resources.leases.drop(self)
             if self._replica is not None:
                 self._replica.num_open -= 1

@@ -11,6 +11,7 @@ from server.errors import InvalidRequest
 from server.wire.common import encode
 
 MAX_HEADER_BYTES = 64 * 1024  # of all of them together, the URL included
+LINGER = 1.0  # seconds in which a refused client can read its answer
 
 
 class BoundedHTTPProtocol(HttpToolsProtocol):
@@ -23,6 +24,7 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
+    _is_refused = False
 
     @classmethod
     def with_timeout(cls, seconds: float) -> type[BoundedHTTPProtocol]:
@@ -55,11 +57,26 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is told so in the same envelope as everything else."""
-        body = encode(InvalidRequest(msg, code="invalid_http").envelope())
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
-        self.transport.close()
+        """uvicorn's answer to what it can't parse, in the same envelope as everything else."""
+        if self._header_bytes > MAX_HEADER_BYTES:
+            msg = f"The request's headers are larger than {MAX_HEADER_BYTES} bytes."
+            self._refuse(b"431 Request Header Fields Too Large", InvalidRequest(msg, code="headers_too_large"))
+        else:
+            self._refuse(b"400 Bad Request", InvalidRequest(msg, code="invalid_http"))
+
+    def _refuse(self, status: bytes, error: InvalidRequest) -> None:
+        body = encode(error.envelope())
+        fields = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + fields + b"\r\n" + body)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._is_refused = True
+        self.loop.call_later(LINGER, self.transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """A socket closed over unread bytes is reset, and the peer never reads why: they are read and dropped."""
+        if not self._is_refused:
+            super().data_received(data)
 
     def _await_headers(self) -> None:
         if self._timer is None:
@@ -73,4 +90,4 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._header_bytes += size
         if self._header_bytes > MAX_HEADER_BYTES:
-            self.transport.abort()
+            raise OverflowError  # ends the parsing: `send_400_response` is called

@@ -11,17 +11,15 @@ from dataclasses import dataclass, field
 PREFIX = "sk-pen"
 ID_LENGTH = 8
 SECRET_BYTES = 32
-MIN_PRESET_LENGTH = 16
-"""A key of another form (preset by the operator) is at least this long."""
-MAX_LENGTH = 512
-"""Nothing longer is a key of either form."""
+PRESET_FORM = "expected 16 to 512 characters, without control characters and without a space at either end"
 
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _SECRET_LENGTH = 43  # the fewest digits of base 62 that hold 2**256 - 1
 _FORM = re.compile(
     rf"(?P<body>{PREFIX}-(?P<id>[0-9A-Za-z]{{{ID_LENGTH}}})-[0-9A-Za-z]{{{_SECRET_LENGTH}}})-(?P<crc>[0-9a-f]{{8}})"
 )
-_FOREIGN_FORM = re.compile(rf"[!-~]{{{MIN_PRESET_LENGTH},{MAX_LENGTH}}}")
+# What an HTTP header can carry: no control characters (nor halves of surrogate pairs, which are no text).
+_CARRIED = re.compile(r"(?! )[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{16,512}(?<! )")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +50,17 @@ def new_id() -> str:
 
 
 def parse(text: str) -> ParsedKey | None:
-    """The id of a text of our form with the right checksum, else None. The checksum only catches typing errors
-    and garbage, so that those never reach the database."""
+    """The id of a text of our form with the right checksum, else None. The checksum only tells our keys from all
+    others: those are looked up by their digest."""
     match = _FORM.fullmatch(text)
     if match is None or match["crc"] != _checksum(match["body"]):
         return None
     return ParsedKey(match["id"])
 
 
-def is_foreign(text: str) -> bool:
-    """Whether a text may be a preset key: 16 or more visible ASCII characters, not of our own form."""
-    return _FOREIGN_FORM.fullmatch(text) is not None and not text.startswith(PREFIX + "-")
+def may_be_key(text: str) -> bool:
+    """Whether a text may be a key: one of our form, or one that the operator chose, as `PRESET_FORM` says."""
+    return _CARRIED.fullmatch(text) is not None
 
 
 def digest(pepper: bytes, text: str) -> bytes:

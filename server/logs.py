@@ -1,43 +1,29 @@
-"""Structured logs: one JSON object a line. Never a prompt, an answer or a key."""
+"""What a gateway logs of its requests. Never a prompt, an answer or a key."""
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-from datetime import UTC, datetime
 from typing import Any
+
+from batching import logs
 
 requests = logging.getLogger("penstock.request")
 
 
-class JsonFormatter(logging.Formatter):
-    """`extra={"fields": {...}}` adds keys to the line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
-
-
 def configure(level: str) -> None:
-    """Everything that this process logs goes to standard error as JSON."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logs.configure(level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its line of a WebSocket shows the query string
 
 
 def request_finished(fields: dict[str, Any]) -> None:
+    """One that was admitted, however it ended."""
     requests.info("request finished", extra={"fields": fields})
+
+
+def request_refused(fields: dict[str, Any]) -> None:
+    """One that was not."""
+    requests.info("request refused", extra={"fields": fields})
 
 
 def unexpected(what: str) -> None:

@@ -6,11 +6,17 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from server.settings_models import HUB_ID
 
 # Weights as safetensors only, and the small files around them; no code and no pickles.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class ModelFilesError(Exception):
@@ -22,11 +28,11 @@ def find(path_or_id: str) -> Path:
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder
-    if folder.exists() or not HUB_ID.fullmatch(path_or_id):
+    if folder.exists() or not re.fullmatch(HUB_ID, path_or_id):
         raise ModelFilesError(f"{path_or_id}: expected a folder with a model, or a Hugging Face id such as org/name")
     try:
         return Path(snapshot_download(path_or_id, allow_patterns=WANTED))
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise ModelFilesError(f"{path_or_id}: no such folder here, and no such model on the Hugging Face hub") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelFilesError(

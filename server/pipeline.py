@@ -5,10 +5,9 @@ Whatever is wrong with a request is said here, while nothing is held. `server.ge
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 from engines.types import Usage
 from server import logs
@@ -16,10 +15,12 @@ from server.errors import InvalidRequest, Overloaded
 from server.generation import Generation, Resources
 from server.job import Caller, Job, PreparedPrompt
 from server.metrics import Metrics
+from server.off_loop import off_loop_if
 from server.registry import Deployment
 from server.routing import Router
 from server.store.records import UsageRecord
 from server.text.content_filter import ContentFilter
+from server.text.prompt import client_strings, strings_in
 from server.text.stream import TextStream
 from server.wire.chat import ChatCompletionRequest
 from server.wire.common import ResponseHead, new_id
@@ -27,9 +28,7 @@ from server.wire.completions import CompletionRequest, check_token_prompt
 from server.wire.sampling import GenerationFields, resolve
 
 DRAIN_RETRY_MS = 1000  # by then a load balancer has seen /readyz
-LONG_TEXT = 20_000  # characters; longer ones are tokenized off the event loop
-
-T = TypeVar("T")
+LONG_TEXT = 20_000  # characters; longer ones are filtered and tokenized off the event loop
 
 
 class Pipeline:
@@ -43,21 +42,32 @@ class Pipeline:
     async def chat(self, caller: Caller, body: ChatCompletionRequest) -> Generation:
         """Raises APIError when something is wrong with the request; nothing is held yet."""
         deployment = self.router.resolve(body.model, caller.principal)
-        self._check_content((message.text for message in body.messages), "messages")
         messages = [message.for_template() for message in body.messages]
-        size = sum(len(message.text) for message in body.messages)
-        prompt = await _off_loop_if_long(size, lambda: deployment.encoder.encode(messages))
-        prepared = self._prepare(body, deployment, prompt.token_ids)
+        size = sum(map(len, strings_in(messages)))
+        token_ids = await off_loop_if(size > LONG_TEXT, lambda: self._encode_chat(messages, deployment))
+        prepared = self._prepare(body, deployment, token_ids)
         return self._generation(caller, body, deployment, [prepared], "chat", "chatcmpl")
 
     async def completion(self, caller: Caller, body: CompletionRequest) -> Generation:
         """The same for legacy completions: one choice a prompt."""
         deployment = self.router.resolve(body.model, caller.principal)
-        self._check_content((prompt for prompt in body.prompt if isinstance(prompt, str)), "prompt")
         size = sum(map(len, body.prompt))
-        encoded = await _off_loop_if_long(size, lambda: [_encode(prompt, deployment) for prompt in body.prompt])
+        encoded = await off_loop_if(size > LONG_TEXT, lambda: [self._encode(p, deployment) for p in body.prompt])
         prepared = [self._prepare(body, deployment, token_ids) for token_ids in encoded]
         return self._generation(caller, body, deployment, prepared, "completions", "cmpl")
+
+    def _encode_chat(self, messages: list[dict[str, Any]], deployment: Deployment) -> list[int]:
+        self._check_content(client_strings(messages), "messages")
+        return deployment.encoder.encode(messages)
+
+    def _encode(self, prompt: str | list[int], deployment: Deployment) -> list[int]:
+        tokenizer = deployment.tokenizer
+        if isinstance(prompt, str):
+            self._check_content([prompt], "prompt")
+            return tokenizer.encode(prompt, add_special_tokens=True)
+        check_token_prompt(prompt, deployment.limits.vocab_size)
+        self._check_content([tokenizer.decode(prompt)], "prompt")
+        return prompt
 
     def _check_content(self, texts: Iterable[str], param: str) -> None:
         for text in texts:
@@ -71,7 +81,8 @@ class Pipeline:
 
         def new_stream() -> TextStream:
             # The text is that of the new tokens alone, as transformers decodes them.
-            return TextStream(deployment.tokenizer.detokenizer(), body.stop, self._filter.output_mask())
+            mask = self._filter.output_mask()
+            return TextStream(deployment.tokenizer.detokenizer(), body.stop, mask, sampling.min_tokens)
 
         return PreparedPrompt(token_ids, sampling, new_stream)
 
@@ -129,14 +140,3 @@ def _log_fields(record: UsageRecord, caller: Caller) -> dict[str, object]:
         "first_token_ms": record.first_token_ms,
         "total_ms": record.total_ms,
     }
-
-
-def _encode(prompt: str | list[int], deployment: Deployment) -> list[int]:
-    if isinstance(prompt, str):
-        return deployment.tokenizer.encode(prompt, add_special_tokens=True)
-    check_token_prompt(prompt, deployment.limits.vocab_size)
-    return prompt
-
-
-async def _off_loop_if_long(size: int, work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work) if size > LONG_TEXT else work()

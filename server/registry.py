@@ -20,6 +20,7 @@ from server.settings import ModelSettings, Settings
 from server.text.chat_template import ChatTemplate
 from server.text.prompt import ChatEncoder
 from server.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from server.text.tokenizer_files import read_json
 from server.wire.sampling import ModelLimits, SamplingDefaults
 
 
@@ -103,26 +104,17 @@ class Registry:
                 yield deployment.model, deployment.version, replica.stats, replica.client is not None
 
     async def _deploy(self, model: ModelSettings) -> Deployment:
-        folder = await asyncio.to_thread(model_files.find, model.path) if model.path else None
+        folder = await asyncio.to_thread(_find_folder, model)
         encoder = await asyncio.to_thread(_load_encoder, model, folder)
         replicas = [self._replica(model, folder, index) for index in range(model.replicas)]
         try:
             async with asyncio.TaskGroup() as starting:
                 for replica in replicas:
                     starting.create_task(replica.supervisor.start())
+            return _deployment(model, folder, encoder, replicas)
         except BaseException as error:
             await self._stop(iter(replicas))
             raise error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error from None
-        info = replicas[0].supervisor.info
-        assert info is not None
-        return Deployment(
-            model=model.name,
-            version=model.version,
-            encoder=encoder,
-            limits=_limits(model, folder, info, encoder.tokenizer),
-            replicas=replicas,
-            fingerprint=_fingerprint(model, info),
-        )
 
     def _replica(self, model: ModelSettings, folder: Path | None, index: int) -> Replica:
         name = f"{model.id}#{index}" if model.replicas > 1 else model.id
@@ -140,6 +132,7 @@ class Registry:
                 options=model.options,
             ),
             scheduler=SchedulerConfig(max_queue=model.max_queue, queue_timeout=self._settings.timeouts.queue),
+            log_level=self._settings.server.log_level,
         )
         return Replica(WorkerSupervisor(config, name, lambda: self._on_restart(model.name, model.version)))
 
@@ -148,9 +141,29 @@ def _succeeded(task: asyncio.Task[Deployment]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
 
 
+def _deployment(
+    model: ModelSettings, folder: Path | None, encoder: ChatEncoder, replicas: Sequence[Replica]
+) -> Deployment:
+    info = replicas[0].supervisor.info
+    assert info is not None
+    return Deployment(
+        model=model.name,
+        version=model.version,
+        encoder=encoder,
+        limits=_limits(model, folder, info, encoder.tokenizer),
+        replicas=replicas,
+        fingerprint=_fingerprint(model, info),
+    )
+
+
+def _find_folder(model: ModelSettings) -> Path | None:
+    """Where the files around the model are; None for the deterministic engine, which has none."""
+    return None if model.engine == "fake" else model_files.find(model.path or model.tokenizer)
+
+
 def _load_encoder(model: ModelSettings, folder: Path | None) -> ChatEncoder:
-    if folder is None:  # the deterministic engine
-        return ChatEncoder(ByteTokenizer(), ChatTemplate.contents_only())
+    if folder is None:
+        return ChatEncoder(ByteTokenizer(), ChatTemplate.contents_only(model.system_prompt))
     tokenizer = load_tokenizer(model_files.find(model.tokenizer) if model.tokenizer else folder)
     template = ChatTemplate.load(
         folder, tokenizer.special_tokens, model=f"The model {model.id}", system_prompt=model.system_prompt
@@ -163,9 +176,18 @@ def _limits(model: ModelSettings, folder: Path | None, info: EngineInfo, tokeniz
         context=info.max_model_len,
         vocab_size=info.vocab_size,
         max_tokens_default=model.max_tokens_default,
-        eos_token_ids=tokenizer.eos_token_ids,
+        eos_token_ids=tokenizer.eos_token_ids | (_stop_token_ids(folder) if folder else frozenset()),
         defaults=SamplingDefaults.load(folder) if folder else SamplingDefaults(),
     )
+
+
+def _stop_token_ids(folder: Path) -> frozenset[int]:
+    """The model's own: generation_config.json's, or config.json's where it is silent. A tokenizer that lies in
+    another folder does not know them. Raises TokenizerError."""
+    configs = (read_json(folder / name) for name in ("generation_config.json", "config.json"))
+    value = next((found for config in configs if (found := config.get("eos_token_id")) is not None), None)
+    listed = value if isinstance(value, list) else [value]
+    return frozenset(token_id for token_id in listed if isinstance(token_id, int))
 
 
 def _fingerprint(model: ModelSettings, info: EngineInfo) -> str:

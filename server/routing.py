@@ -23,11 +23,18 @@ class Router:
         """Raises ModelNotFound, for a model that the key may not see too: it does not learn that there is one."""
         target = self._settings.aliases.get(model, model)
         deployment = self._registry.deployments.get(target) or self._default_version(target)
-        if deployment is None or not principal.may_use_model(deployment.model, deployment.version):
+        if deployment is None or not self._may_use(principal, deployment):
             raise ModelNotFound(
                 f"The model '{model[:128]}' does not exist or you do not have access to it.", param="model"
             )
         return deployment
+
+    def _may_use(self, principal: Principal, deployment: Deployment) -> bool:
+        """A scope names models, versions, or aliases, which stand for what they mean here."""
+        if principal.may_use_model(deployment.model, deployment.version):
+            return True
+        meant = {self._settings.aliases.get(name) for name in principal.models or ()}
+        return deployment.model in meant or deployment.id in meant
 
     def _default_version(self, name: str) -> Deployment | None:
         """The configured one, else the version declared last."""

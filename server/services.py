@@ -7,10 +7,11 @@ import contextlib
 import hashlib
 import hmac
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from quota.ledger import Ledger, Refusal
 from quota.levels import Plan
@@ -32,6 +33,8 @@ from server.store.credentials import GeneratedKeys, ensure_presets, load_pepper
 from server.store.records import UsageRecord
 from server.store.usage_writer import UsageWriter
 from server.text.content_filter import ContentFilter
+
+LAST_WORDS = 3.0  # seconds, after the drain time, in which cut answers can still send their error
 
 
 @dataclass(slots=True)
@@ -66,9 +69,11 @@ class Services:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.timeouts.drain):
                 await self.leases.wait_until_idle()
-        while self.leases.num_held:  # each has its error to send, and then to settle
-            self.leases.fail_all(Overloaded("The server is shutting down.", code="shutting_down"))
-            await asyncio.sleep(0.05)
+        with contextlib.suppress(TimeoutError):  # who does not even read the error is cut off, and settled too
+            async with asyncio.timeout(LAST_WORDS):
+                while self.leases.num_held:  # each has its error to send, and then to settle
+                    self.leases.fail_all(Overloaded("The server is shutting down.", code="shutting_down"))
+                    await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
@@ -96,7 +101,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
         stack.push_async_callback(ledger.close)
         await _restore(ledger, store)
         leases = LeaseKeeper(ledger)
-        await _background(stack, leases.run())
+        _background(stack, leases.run())
         registry = await _start_models(stack, settings, metrics)
         router = Router(registry, settings.routing)
 
@@ -157,8 +162,8 @@ async def _start_models(stack: contextlib.AsyncExitStack, settings: Settings, me
     return registry
 
 
-async def _background(stack: contextlib.AsyncExitStack, work: object) -> None:
-    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+def _background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
 
     async def stop() -> None:
         task.cancel()

@@ -7,8 +7,10 @@ with one line: where it stands, the key, what was expected. An empty environment
     PENSTOCK_HOST PENSTOCK_PORT PENSTOCK_GATEWAYS PENSTOCK_DATABASE_URL PENSTOCK_REDIS_URL PENSTOCK_TLS_CERT
     PENSTOCK_TLS_KEY PENSTOCK_CORS_ORIGINS (separated by commas) PENSTOCK_DATA_DIR PENSTOCK_LOG_LEVEL
                           the keys of [server]
+    PENSTOCK_ENGINE PENSTOCK_DTYPE PENSTOCK_QUANTIZE
+                          these keys of every model
     PENSTOCK_ADMIN_KEY PENSTOCK_API_KEY PENSTOCK_KEY_PEPPER
-                          secrets, which no file holds
+                          secrets, which no file holds: any 16 to 512 characters, as `server.keys.may_be_key` says
 
 Another PENSTOCK_ variable is refused when it looks like a misspelt one of these, else named in `Settings.warnings`.
 Those that Kubernetes sets for a Service called penstock or penstock-… (PENSTOCK_PORT=tcp://… among them) are not ours
@@ -18,7 +20,7 @@ and are passed over.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,6 +28,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from quota.levels import DEFAULT_PLAN, LimitError, Plan
+from server.keys import PRESET_FORM, may_be_key
 from server.settings_layers import (
     PREFIX,
     Layers,
@@ -40,15 +43,10 @@ from server.settings_layers import (
 from server.settings_layers import (
     SettingsError as SettingsError,
 )
+from server.settings_models import BUNDLED_FOLDER as BUNDLED_FOLDER
+from server.settings_models import HUB_ID, MODEL_FLAGS, lay_models
 
-BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "models" / "tiny-chat"
-BUNDLED_MODEL = {"name": "tiny-chat", "path": str(BUNDLED_FOLDER), "dtype": "float32", "max_model_len": 1024}
-BUNDLED_ALIASES = ("gpt-4", "gpt-4o-mini", "gpt-3.5-turbo")
-
-MIN_SECRET_LENGTH = 16
-MODEL_FLAGS = ("engine", "dtype", "quantize")  # each overrides its key in every model
 SECRET_KEYS = ("admin_key", "api_key", "key_pepper")
-HUB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
 
 
 def _starts_with(*schemes: str) -> AfterValidator:
@@ -101,14 +99,9 @@ class ServerSettings(_Section):
     data_dir: Annotated[Path, Field(strict=False), AfterValidator(_expanded)]
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @property
-    def sql_url(self) -> str:
-        """SQLAlchemy's URL: the one that is set, else SQLite under `data_dir`."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir / 'penstock.db'}"
-
 
 SERVER_KEYS = tuple(ServerSettings.model_fields)
-VARIABLES = ("CONFIG", *(key.upper() for key in (*SERVER_KEYS, *SECRET_KEYS)))
+VARIABLES = ("CONFIG", *(key.upper() for key in (*SERVER_KEYS, *MODEL_FLAGS, *SECRET_KEYS)))
 
 
 class ModelSettings(_Section):
@@ -142,10 +135,19 @@ class ModelSettings(_Section):
         for key in needed:
             if not getattr(self, key):
                 raise at_key(key, f'required by engine = "{self.engine}"')
-        for key in ("url", "triton_model", "triton_version"):
-            if getattr(self, key) and self.engine != "triton":
+        for key in _MEANINGLESS[self.engine]:
+            if getattr(self, key) != type(self).model_fields[key].default:
                 raise at_key(key, f'means nothing to engine = "{self.engine}"')
         return self
+
+
+_TRITON_KEYS = ("url", "triton_model", "triton_version")
+_MEANINGLESS = {
+    "torch": _TRITON_KEYS,
+    "onnx": _TRITON_KEYS,
+    "triton": (),
+    "fake": (*_TRITON_KEYS, "path", "tokenizer", "dtype", "quantize"),
+}
 
 
 class RoutingSettings(_Section):
@@ -193,8 +195,6 @@ class _Document(_Section):
 
 @dataclass(frozen=True, slots=True)
 class QuotaSettings:
-    max_gateways: int  # for the local share while Redis is away
-    when_redis_is_away: Literal["share", "closed", "open"]
     plans: Mapping[str, Plan]  # always has "default"
 
 
@@ -224,13 +224,14 @@ def load(path: Path | None, overrides: Mapping[str, object], environ: Mapping[st
     """Read everything once. `path` is --config; without it PENSTOCK_CONFIG, without that no file is read.
 
     `overrides` are the flags by name, None where not given: keys of [server], `models` (the MODEL arguments, which take
-    the place of the file's models), and `engine`, `dtype`, `quantize`, which override every model's own.
+    the place of the file's models, and of their aliases), and `engine`, `dtype`, `quantize`, which override every
+    model's own.
     Raises SettingsError.
     """
     variables = Variables(environ, VARIABLES)
     path = path or (Path(named) if (named := variables.get("CONFIG")) else None)
     layers = Layers(read_toml(path) if path else {}, str(path or "configuration"))
-    _lay_over(layers, variables, overrides, environ)
+    warnings = _lay_over(layers, variables, overrides, environ)
     try:
         document = _Document.model_validate(layers.raw)
         _check(document)
@@ -241,22 +242,13 @@ def load(path: Path | None, overrides: Mapping[str, object], environ: Mapping[st
         raise SettingsError(f"{layers.place(problem.loc)}: {problem.text}") from None
     except LimitError as error:
         raise SettingsError(f"{layers.label}: {error}") from None
-    return _settings(document, quota, variables)
-
-
-def models_from_arguments(arguments: Sequence[str]) -> list[dict[str, object]]:
-    """The MODEL arguments as tables of `[[models]]`: named after the folder, or after the last part of the id."""
-    return [{"name": _model_name(argument), "path": argument, "version": "1"} for argument in arguments]
-
-
-def _model_name(argument: str) -> str:
-    last = Path(argument).resolve().name if Path(argument).is_dir() else argument.rsplit("/", 1)[-1]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", last)
+    return _settings(document, quota, _secrets(variables), (*variables.warnings, *warnings))
 
 
 def _lay_over(
     layers: Layers, variables: Variables, overrides: Mapping[str, object], environ: Mapping[str, str]
-) -> None:
+) -> list[str]:
+    """Returns warnings."""
     for key in SERVER_KEYS:
         if (text := variables.get(key.upper())) is not None:
             layers.put(("server", key), _from_text(key, text), PREFIX + key.upper())
@@ -264,7 +256,7 @@ def _lay_over(
         if value is not None and key in SERVER_KEYS:
             layers.put(("server", key), value, _flag(key))
     layers.default("server", "data_dir", str(_data_home(environ) / "penstock"))
-    _lay_models(layers, overrides)
+    return lay_models(layers, variables, overrides)
 
 
 def _from_text(key: str, text: str) -> object:
@@ -283,22 +275,6 @@ def _data_home(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_DATA_HOME") or Path(environ.get("HOME") or Path.home(), ".local", "share"))
 
 
-def _lay_models(layers: Layers, overrides: Mapping[str, object]) -> None:
-    arguments = overrides.get("models")
-    if isinstance(arguments, Sequence) and arguments:
-        layers.raw["models"] = models_from_arguments(arguments)
-        for i, argument in enumerate(arguments):
-            layers.blame(("models", i), f"MODEL {argument}")
-    elif "models" not in layers.raw:
-        layers.raw["models"] = [dict(BUNDLED_MODEL)]
-        layers.default("routing", "aliases", dict.fromkeys(BUNDLED_ALIASES, BUNDLED_MODEL["name"]))
-    models = layers.raw["models"]
-    for key in MODEL_FLAGS:
-        if overrides.get(key) is not None and isinstance(models, list):
-            for i in range(len(models)):
-                layers.put(("models", i, key), overrides[key], _flag(key))
-
-
 def _check(document: _Document) -> None:
     """What no section can see alone. Raises Problem."""
     server = document.server
@@ -309,6 +285,10 @@ def _check(document: _Document) -> None:
             raise Problem(("server", other), f"required with {key}")
         if getattr(server, key) and not Path(getattr(server, key)).is_file():
             raise Problem(("server", key), "no such file")
+    for key in ("max_gateways", "when_redis_is_away"):
+        default = _QuotaTable.model_fields[key].default
+        if getattr(document.quota, key) != default:
+            raise Problem(("quota", key), f"there is no shared ledger yet: leave it at {shown(default)}")
     for i, model in enumerate(document.models):
         _check_model(document, i, model)
     _check_routing(document)
@@ -319,7 +299,7 @@ def _check_model(document: _Document, i: int, model: ModelSettings) -> None:
         raise Problem(("models", i), f"{model.id} is declared twice")
     for key in ("path", "tokenizer"):
         place = getattr(model, key)
-        if model.engine != "fake" and place and not Path(place).exists() and not re.fullmatch(HUB_ID, place):
+        if place and not Path(place).exists() and not re.fullmatch(HUB_ID, place):
             raise Problem(("models", i, key), f"no such folder, and no Hugging Face id: {shown(place)}")
 
 
@@ -341,10 +321,10 @@ def _check_routing(document: _Document) -> None:
 def _quota(table: _QuotaTable) -> QuotaSettings:
     """Raises LimitError."""
     plans = {"default": DEFAULT_PLAN} | {name: Plan.parse(name, raw) for name, raw in table.plans.items()}
-    return QuotaSettings(table.max_gateways, table.when_redis_is_away, plans)
+    return QuotaSettings(plans)
 
 
-def _settings(document: _Document, quota: QuotaSettings, variables: Variables) -> Settings:
+def _settings(document: _Document, quota: QuotaSettings, secrets: Secrets, warnings: tuple[str, ...]) -> Settings:
     return Settings(
         server=document.server,
         models=document.models,
@@ -353,17 +333,16 @@ def _settings(document: _Document, quota: QuotaSettings, variables: Variables) -
         filter=document.filter,
         timeouts=document.timeouts,
         limits=document.limits,
-        secrets=_secrets(variables),
-        warnings=(*variables.warnings, *_idle_limits(document, quota)),
+        secrets=secrets,
+        warnings=(*warnings, *_idle_limits(document, quota)),
     )
 
 
 def _secrets(variables: Variables) -> Secrets:
     values = {key: variables.get(key.upper()) for key in SECRET_KEYS}
     for key, value in values.items():
-        if value is not None and not re.fullmatch(rf"[!-~]{{{MIN_SECRET_LENGTH},}}", value):
-            expected = f"expected at least {MIN_SECRET_LENGTH} printable ASCII characters, no spaces"
-            raise SettingsError(f"{PREFIX}{key.upper()}: {expected}")
+        if value is not None and not may_be_key(value):
+            raise SettingsError(f"{PREFIX}{key.upper()}: {PRESET_FORM}")
     if values["admin_key"] is not None and values["admin_key"] == values["api_key"]:
         raise SettingsError(f"{PREFIX}ADMIN_KEY: expected another key than {PREFIX}API_KEY")
     return Secrets(**values)

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -20,10 +19,10 @@ from server.access import presented_key
 from server.errors import APIError, AuthenticationFailed, InvalidRequest, RateLimited, ServerError, SlowReader
 from server.generation import Generation
 from server.job import Caller
+from server.refusals import log_refusal
 from server.services import Services
 from server.streaming import FrameSource, in_time
-from server.wire.body import from_validation
-from server.wire.chat import CancelFrame, ChatChunkEncoder, ChatCompletionFrame, frame_head, parse_frame
+from server.wire.chat import CancelFrame, ChatChunkEncoder, ChatCompletionFrame, frame_head, read_frame
 from server.wire.common import encode, new_id
 
 SUBPROTOCOL = "penstock"
@@ -38,10 +37,11 @@ def accepted_subprotocol(websocket: WebSocket) -> str | None:
 
 async def refuse(websocket: WebSocket, error: APIError) -> None:
     """Browsers can't read a failed handshake: the reason is sent as a frame, then the connection is closed."""
+    log_refusal(websocket, error)
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it may have left meanwhile
         await websocket.accept(subprotocol=accepted_subprotocol(websocket))
         await websocket.send_text(encode(error.envelope()).decode())
-        await websocket.close(POLICY_VIOLATION, error.code)
+        await websocket.close(INTERNAL_ERROR if error.status >= 500 else POLICY_VIOLATION, error.code)
 
 
 def check_origin(websocket: WebSocket, allowed: tuple[str, ...]) -> None:
@@ -99,10 +99,7 @@ class ChatSocket:
             await self._send_error(error, request_id)
 
     async def _handle(self, data: str | bytes, request_id: str) -> None:
-        try:
-            frame = parse_frame(data)
-        except ValidationError as error:
-            raise from_validation(error, frame_head(data)) from None
+        frame = await read_frame(data)
         if isinstance(frame, CancelFrame):
             self._cancel(request_id)
             return
@@ -197,5 +194,6 @@ class ChatSocket:
                 raise WebSocketDisconnect(ABNORMAL_CLOSURE) from None
 
     async def _send_error(self, error: APIError, request_id: str | None) -> None:
+        log_refusal(self._websocket, error)
         envelope = error.envelope() | ({"request_id": request_id} if request_id else {})
         await self._send([encode(envelope)])

@@ -89,6 +89,15 @@ def test_the_gateway_starts_without_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, server.cli, batching.worker; print({'torch', 'transformers', 'redis'} & set(sys.modules))"
+    code = "import sys, server.cli_serve, batching.worker; print({'torch', 'transformers', 'redis'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "set()"
+
+
+def test_a_command_that_serves_nothing_starts_without_the_gateway() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, server.cli; print({'fastapi', 'uvicorn', 'tokenizers', 'server.gateway'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "set()"

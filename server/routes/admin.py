@@ -13,18 +13,20 @@ from starlette.requests import Request
 from server.access import require_admin
 from server.auth import Authenticator, Principal
 from server.errors import Conflict, InvalidRequest, NotFound, Overloaded, PermissionDenied
+from server.routes.common import HasSettings, read
 from server.store import NameTaken, Store
 from server.store.accounts import ADMIN_ACCOUNT
 from server.store.credentials import issue_key
+from server.store.errors import WrongKeySpec
 from server.store.keys import KeySpec
 from server.store.records import Account, Key, KeyKind, utc_now
 from server.wire import admin as wire
-from server.wire.body import read_json, read_query
+from server.wire.body import read_query
 
 log = logging.getLogger(__name__)
 
 
-class AdminServices(Protocol):
+class AdminServices(HasSettings, Protocol):
     """What these routes need of the application's services."""
 
     @property
@@ -63,7 +65,7 @@ router = APIRouter(prefix="/admin/v1", dependencies=[Depends(require_admin), Dep
 
 @router.post("/accounts")
 async def create_account(request: Request, services: Services, admin: Admin) -> wire.AccountView:
-    body = await read_json(request, wire.CreateAccount)
+    body = await read(request, wire.CreateAccount, services)
     _check_plan(services, body.plan)
     try:
         account = await services.store.accounts.create(body.name, body.plan, body.overrides)
@@ -88,7 +90,7 @@ async def get_account(account: str, services: Services) -> wire.AccountView:
 @router.patch("/accounts/{account}")
 async def change_account(account: str, request: Request, services: Services, admin: Admin) -> wire.AccountView:
     """Takes effect here at once, on other gateways when their cached answers are old."""
-    body = await read_json(request, wire.ChangeAccount)
+    body = await read(request, wire.ChangeAccount, services)
     found = await _account(services, account)
     if body.plan is not None:
         _check_plan(services, body.plan)
@@ -106,17 +108,8 @@ async def change_account(account: str, request: Request, services: Services, adm
 @router.post("/keys")
 async def create_key(request: Request, services: Services, admin: Admin) -> wire.NewKeyView:
     """The only answer that holds a key's text."""
-    body = await read_json(request, wire.CreateKey)
-    spec = KeySpec(
-        account=await _owner(services, body),
-        kind=body.kind,
-        name=body.name,
-        models=_models(body.models, admin),
-        features=_features(body.features, admin),
-        limits=body.limits or {},
-        expires_at=_expiry(body.expiry(utc_now()), admin),
-        created_by=admin.key_id,
-    )
+    body = await read(request, wire.CreateKey, services)
+    spec = await _spec(services, body, admin)
     issued = await issue_key(services.store, services.pepper, spec)
     log.info("key %s of account %s created by key %s", issued.key.id, issued.key.account_name, admin.key_id)
     return wire.NewKeyView(**_key_fields(issued.key), key=issued.text)
@@ -139,7 +132,7 @@ async def get_key(key_id: str, services: Services) -> wire.KeyView:
 @router.post("/keys/{key_id}/revoke")
 async def revoke_key(key_id: str, services: Services, admin: Admin) -> wire.KeyView:
     """For good. Holds here at once, on other gateways when their cached answers are old (3 s)."""
-    key = _found(await services.store.keys.revoke(key_id))
+    key = _found(await services.store.keys.revoke(key_id, by=admin.key_id))
     services.authenticator.invalidate(key_id)
     log.info("key %s revoked by key %s", key_id, admin.key_id)
     return _key_view(key)
@@ -176,21 +169,28 @@ def _check_plan(services: AdminServices, plan: str) -> None:
         raise InvalidRequest(f"Unknown plan: expected one of {', '.join(sorted(services.plans))}.", param="plan")
 
 
+async def _spec(services: AdminServices, body: wire.CreateKey, admin: Principal) -> KeySpec:
+    try:
+        return KeySpec(
+            account=await _owner(services, body),
+            kind=body.kind,
+            name=body.name,
+            models=_models(body.models, admin),
+            features=_features(body.features, admin),
+            limits=body.limits or {},
+            expires_at=_expiry(body.expiry(utc_now()), admin),
+            created_by=admin.key_id,
+        )
+    except WrongKeySpec as error:
+        raise InvalidRequest(str(error), param=error.field) from None
+
+
 async def _owner(services: AdminServices, body: wire.CreateKey) -> Account:
-    """Admin keys belong to the account `admin`, and only they."""
-    if body.kind is KeyKind.ADMIN:
-        if body.limits:
-            raise InvalidRequest("An admin key runs no inference: it has no limits.", param="limits")
-        account = await _account(services, body.account or ADMIN_ACCOUNT)
-    elif body.account is None:
+    default = ADMIN_ACCOUNT if body.kind is KeyKind.ADMIN else None
+    if (name := body.account or default) is None:
         message = "Missing required parameter: 'account'."
         raise InvalidRequest(message, param="account", code="missing_required_parameter")
-    else:
-        account = await _account(services, body.account)
-    if (account.name == ADMIN_ACCOUNT) != (body.kind is KeyKind.ADMIN):
-        message = f"Admin keys, and no others, belong to the account {ADMIN_ACCOUNT}."
-        raise InvalidRequest(message, param="account")
-    return account
+    return await _account(services, name)
 
 
 def _models(wanted: frozenset[str] | None, admin: Principal) -> frozenset[str] | None:

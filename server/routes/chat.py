@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
-from server.routes.common import CurrentCaller, CurrentServices, read, respond
+from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read, respond
 from server.websocket import ChatSocket
 from server.wire.chat import ChatChunkEncoder, ChatCompletionRequest, chat_completion
 
@@ -16,8 +16,9 @@ router = APIRouter()
 
 @router.post("/v1/chat/completions")
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
-    body = await read(request, ChatCompletionRequest, services)
-    generation = await services.pipeline.chat(caller, body)
+    async with limit_headers_on_errors(caller.principal, services):
+        body = await read(request, ChatCompletionRequest, services)
+        generation = await services.pipeline.chat(caller, body)
     return respond(generation, chat_completion, ChatChunkEncoder, services)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, TypeVar, cast
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Protocol, TypeVar, cast
 
 from fastapi import Depends
 from pydantic import BaseModel
@@ -12,10 +14,12 @@ from starlette.responses import Response
 
 from server.access import current_principal
 from server.auth import Principal
+from server.errors import APIError
 from server.generation import Generation
 from server.job import Caller
 from server.request_id import request_id_of
 from server.services import Services
+from server.settings import Settings
 from server.streaming import EventStream, Render, WholeAnswer
 from server.wire.body import read_json
 from server.wire.common import ChunkEncoder
@@ -55,10 +59,25 @@ def _seconds(text: str | None) -> float | None:
     return seconds if 0 < seconds < math.inf else None
 
 
-async def read(request: Request, model: type[Body], services: Services) -> Body:
+class HasSettings(Protocol):
+    @property
+    def settings(self) -> Settings: ...
+
+
+async def read(request: Request, model: type[Body], services: HasSettings) -> Body:
     """The body, within the configured bounds. Authentication has happened: it is a dependency of the route."""
     settings = services.settings
     return await read_json(request, model, settings.limits.body_bytes, settings.timeouts.body)
+
+
+@asynccontextmanager
+async def limit_headers_on_errors(principal: Principal, services: Services) -> AsyncIterator[None]:
+    """For what is done before a reservation, whose own errors have these headers: here nothing was charged."""
+    try:
+        yield
+    except APIError as error:
+        error.headers = await services.entitlement.headers(principal) | error.headers
+        raise
 
 
 def respond(generation: Generation, render: Render, encoder: type[ChunkEncoder], services: Services) -> Response:

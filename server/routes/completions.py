@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.routes.common import CurrentCaller, CurrentServices, read, respond
+from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read, respond
 from server.wire.completions import CompletionChunkEncoder, CompletionRequest, completion
 
 router = APIRouter()
@@ -14,6 +14,7 @@ router = APIRouter()
 
 @router.post("/v1/completions")
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
-    body = await read(request, CompletionRequest, services)
-    generation = await services.pipeline.completion(caller, body)
+    async with limit_headers_on_errors(caller.principal, services):
+        body = await read(request, CompletionRequest, services)
+        generation = await services.pipeline.completion(caller, body)
     return respond(generation, completion, CompletionChunkEncoder, services)

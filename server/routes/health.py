@@ -8,16 +8,18 @@ from starlette.responses import JSONResponse, Response
 
 from server.routes.common import CurrentServices
 
+PROBES = ["GET", "HEAD"]  # load balancers use either
+
 router = APIRouter()
 
 
-@router.get("/healthz")
-@router.get("/health")
+@router.api_route("/healthz", methods=PROBES)
+@router.api_route("/health", methods=PROBES)
 async def live() -> JSONResponse:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/readyz")
+@router.api_route("/readyz", methods=PROBES)
 async def ready(services: CurrentServices) -> JSONResponse:
     """503 while a model's workers are all away, and while the server drains."""
     status = services.status

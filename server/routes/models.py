@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from server.auth import Principal
-from server.routes.common import CurrentPrincipal, CurrentServices
+from server.routes.common import CurrentPrincipal, CurrentServices, limit_headers_on_errors
 from server.services import Services
 from server.wire.models import Model, model_list
 
@@ -24,7 +24,8 @@ async def list_models(principal: CurrentPrincipal, services: CurrentServices) ->
 @router.get("/v1/models/{model:path}")
 async def retrieve_model(model: str, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     """Model names may hold slashes."""
-    answer = Model(id=model, created=services.router.resolve(model, principal).created)
+    async with limit_headers_on_errors(principal, services):
+        answer = Model(id=model, created=services.router.resolve(model, principal).created)
     return await _json(answer, principal, services)
 
 

@@ -8,7 +8,7 @@ from server.store.accounts import Accounts
 from server.store.database import Database
 from server.store.errors import NameTaken, StoreError
 from server.store.keys import Keys
-from server.store.settings import Settings
+from server.store.settings import KeptSettings
 from server.store.usage import UsageLog
 
 __all__ = ["NameTaken", "Store", "StoreError"]
@@ -22,13 +22,13 @@ class Store:
     accounts: Accounts
     keys: Keys
     usage: UsageLog
-    settings: Settings
+    settings: KeptSettings
 
     @classmethod
     async def open(cls, url: str = "", data_dir: Path | None = None) -> Self:
         """Connect and migrate. `url` "" is SQLite at `data_dir`/penstock.db. Raises `StoreError`."""
         database = await Database.open(url, data_dir)
-        return cls(database, Accounts(database), Keys(database), UsageLog(database), Settings(database))
+        return cls(database, Accounts(database), Keys(database), UsageLog(database), KeptSettings(database))
 
     async def close(self) -> None:
         await self.database.close()

@@ -18,7 +18,7 @@ DEFAULT_ACCOUNT = "default"
 """Owns the preset API key."""
 ADMIN_ACCOUNT = "admin"
 """Owns every admin key. Never disabled, so that nobody locks the administrators out."""
-DEFAULT_PLAN = "default"
+DEFAULT_PLAN_NAME = "default"
 _ID_PREFIX = "acct_"
 NAME_PATTERN = rf"(?!{_ID_PREFIX})[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}"
 """A name is never the form of an id, so that either may name an account."""
@@ -28,7 +28,9 @@ class Accounts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, name: str, plan: str = DEFAULT_PLAN, overrides: Mapping[str, Any] | None = None) -> Account:
+    async def create(
+        self, name: str, plan: str = DEFAULT_PLAN_NAME, overrides: Mapping[str, Any] | None = None
+    ) -> Account:
         """Raises `NameTaken`, and ValueError for a name outside `NAME_PATTERN`."""
         try:
             async with self._database.write() as session:
@@ -40,7 +42,7 @@ class Accounts:
         async with self._database.read() as session:
             return await find_account(session, name_or_id)
 
-    async def ensure(self, name: str, plan: str = DEFAULT_PLAN) -> Account:
+    async def ensure(self, name: str, plan: str = DEFAULT_PLAN_NAME) -> Account:
         """The account of this name, created if it is missing, whoever else does the same."""
         if found := await self.get(name):
             return found
@@ -100,7 +102,7 @@ async def find_account(session: AsyncSession, name_or_id: str) -> Account | None
 
 
 async def add_account(
-    session: AsyncSession, name: str, plan: str = DEFAULT_PLAN, overrides: Mapping[str, Any] | None = None
+    session: AsyncSession, name: str, plan: str = DEFAULT_PLAN_NAME, overrides: Mapping[str, Any] | None = None
 ) -> Account:
     check_name(name)
     row = AccountRow(

@@ -1,7 +1,8 @@
 """The engine under the repositories: where the database is, how it is opened, what a transaction is."""
 
 import os
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,6 +69,15 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """What the database does not do, as a `StoreError` of one line."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        raise StoreError(f"database_url: the database can't be used: {_first_line(error)}") from error
 
 
 def database_url(url: str, data_dir: Path | None) -> URL:

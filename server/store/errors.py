@@ -6,5 +6,13 @@ class StoreError(Exception):
     what was met, what to change. It holds no password, no key and no stored value."""
 
 
+class WrongKeySpec(StoreError):
+    """A key can't be made so. `field` is the field of `KeySpec` that is at fault."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class NameTaken(StoreError):
     """An account of this name exists already."""

@@ -8,15 +8,22 @@ from typing import Any
 from sqlalchemy import Select, Table, bindparam, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.store.accounts import account_of
+from server.store.accounts import ADMIN_ACCOUNT, account_of
 from server.store.database import Database
+from server.store.errors import WrongKeySpec
 from server.store.records import Account, Credential, Key, KeyKind, utc_now
 from server.store.tables import AccountRow, KeyRow
+
+START = "start"
+"""In `created_by` and `revoked_by`: a start of Penstock did it, no administrator."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
-    """What a key is made with. None in `models` and `features`: all of them; in `expires_at`: never."""
+    """What a key is made with. None in `models` and `features`: all of them; in `expires_at`: never.
+
+    Raises `WrongKeySpec`: admin keys belong to the account `admin`, and only they, and have no limits.
+    """
 
     account: Account
     kind: KeyKind = KeyKind.API
@@ -26,6 +33,13 @@ class KeySpec:
     limits: Mapping[str, Any] = field(default_factory=dict)
     expires_at: datetime | None = None
     created_by: str = "cli"
+
+    def __post_init__(self) -> None:
+        is_admin = self.kind is KeyKind.ADMIN
+        if is_admin and self.limits:
+            raise WrongKeySpec("limits", "An admin key runs no inference: it has no limits.")
+        if is_admin != (self.account.name == ADMIN_ACCOUNT):
+            raise WrongKeySpec("account", f"Admin keys, and no others, belong to the account {ADMIN_ACCOUNT}.")
 
 
 class Keys:
@@ -58,10 +72,10 @@ class Keys:
         async with self._database.read() as session:
             return [key_of(*row) for row in await session.execute(query)]
 
-    async def revoke(self, key_id: str) -> Key | None:
-        """For good; a repeat keeps the first time. None if there is no such key."""
+    async def revoke(self, key_id: str, by: str = "cli") -> Key | None:
+        """For good; a repeat keeps the first time. `by` is a key's id or "cli". None if there is no such key."""
         async with self._database.write() as session:
-            return await revoke_key(session, key_id)
+            return await revoke_key(session, key_id, by)
 
     async def touch(self, used: Mapping[str, datetime]) -> None:
         """Note when keys were last used. A time before the one noted changes nothing."""
@@ -101,12 +115,14 @@ async def add_key(session: AsyncSession, key_id: str, digest: bytes, spec: KeySp
     return key_of(row, account)
 
 
-async def revoke_key(session: AsyncSession, key_id: str) -> Key | None:
+async def revoke_key(session: AsyncSession, key_id: str, by: str) -> Key | None:
+    """An administrator's revocation stands over a start's, which the next start might take back."""
     row = (await session.execute(_with_accounts().where(KeyRow.id == key_id))).one_or_none()
     if row is None:
         return None
     key, account = row
-    key.revoked_at = key.revoked_at or utc_now()
+    if key.revoked_at is None or key.revoked_by == START:
+        key.revoked_at, key.revoked_by = key.revoked_at or utc_now(), by
     return key_of(key, account)
 
 

@@ -38,7 +38,7 @@ class Key:
     models: frozenset[str] | None  # None: all
     features: frozenset[str] | None  # None: all
     limits: Mapping[str, Any]  # a table of limits (`quota.levels.Limits.parse`); {} is none
-    created_by: str  # the id of the key that made it, or "start" or "cli"
+    created_by: str  # the id of the key that made it, or "cli", or of the first ones "start" (generated) or "preset"
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None

@@ -1,4 +1,4 @@
-"""Values that Penstock makes for itself and must find again: the pepper, the quota epoch."""
+"""Values that Penstock makes for itself and must find again: the pepper, the ids of the first keys."""
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -8,7 +8,7 @@ from server.store.dialects import insert_or_ignore
 from server.store.tables import SettingRow
 
 
-class Settings:
+class KeptSettings:
     def __init__(self, database: Database) -> None:
         self._database = database
 

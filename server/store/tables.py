@@ -91,6 +91,7 @@ class KeyRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_by: Mapped[str | None] = mapped_column(String(32))
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
@@ -121,7 +122,7 @@ class UsageRow(Base):
 
 
 class SettingRow(Base):
-    """A value that Penstock made for itself: the pepper of keys, the quota epoch."""
+    """A value that Penstock made for itself: the pepper of keys, the ids of the first ones."""
 
     __tablename__ = "settings"
 

@@ -52,11 +52,6 @@ class UsageWriter:
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def pending(self) -> int:
-        """Records not yet known to be written."""
-        return len(self._pending)
-
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="usage-writer")
 

@@ -135,9 +135,10 @@ class ChatTemplate:
         return cls(_read_sources(Path(folder)), special_tokens or {}, model, system_prompt)
 
     @classmethod
-    def contents_only(cls) -> ChatTemplate:
+    def contents_only(cls, system_prompt: str = "") -> ChatTemplate:
         """The messages' contents and nothing else: for the deterministic engine."""
-        return cls({"default": "{% for m in messages %}{{ m.content or '' }}{% endfor %}"})
+        source = "{% for m in messages %}{{ m.content or '' }}{% endfor %}"
+        return cls({"default": source}, system_prompt=system_prompt)
 
     def __bool__(self) -> bool:
         """Whether there is a template at all."""
@@ -150,8 +151,13 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
+        change: Callable[[Any], Any] = lambda messages: messages,
     ) -> str:
-        """The prompt. Raises InvalidRequest when the template refuses the messages, fails, or takes too long."""
+        """The prompt. Raises InvalidRequest when the template refuses the messages, fails, or takes too long.
+
+        `change` is applied to the client's messages as the template will see them: with the arguments of tool calls
+        as objects, or as the strings they came as. The operator's system prompt is not theirs.
+        """
         if not self.sources:
             raise InvalidRequest(f"{self.model} has no chat template; use /v1/completions", param="model")
         if len(messages) > MAX_MESSAGES:
@@ -159,15 +165,17 @@ class ChatTemplate:
         name = "tool_use" if tools and "tool_use" in self.sources else "default"
         variables = dict(template_kwargs or {}) | dict(self.special_tokens)
         variables |= {"tools": tools or None, "documents": None, "add_generation_prompt": add_generation_prompt}
-        template = self._compiled[name]
-        prepared = self._prepare(messages, self.sources[name])
-        parsed = [_parse_arguments(message) for message in prepared]
+        parsed = [parse_arguments(message) for message in messages]
         try:
-            return _run(template, {**variables, "messages": parsed})
+            return self._run(name, change(parsed), variables)
         except InvalidRequest as error:
-            if parsed == prepared or isinstance(error.__cause__, _Refused | _TooLong):
+            if parsed == list(messages) or isinstance(error.__cause__, _Refused | _TooLong):
                 raise
-            return _run(template, {**variables, "messages": prepared})  # a template that wants arguments as strings
+            return self._run(name, change(messages), variables)  # a template that wants arguments as strings
+
+    def _run(self, name: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        prepared = self._prepare(messages, self.sources[name])
+        return _run(self._compiled[name], {**variables, "messages": prepared})
 
     def _prepare(self, messages: Sequence[Message], source: str) -> list[dict[str, Any]]:
         copies = [dict(message) for message in messages]
@@ -208,12 +216,12 @@ def _collect(template: Template, variables: dict[str, Any]) -> str:
     return "".join(pieces)
 
 
-def _parse_arguments(message: dict[str, Any]) -> dict[str, Any]:
+def parse_arguments(message: Message) -> Message:
     """Tool calls with their arguments as objects: OpenAI sends strings of JSON, most templates want objects."""
     calls = message.get("tool_calls")
     if not calls:
         return message
-    return message | {"tool_calls": [_parse_call(call) for call in calls]}
+    return {**message, "tool_calls": [_parse_call(call) for call in calls]}
 
 
 def _parse_call(call: Mapping[str, Any]) -> dict[str, Any]:

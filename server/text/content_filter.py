@@ -45,11 +45,6 @@ class ContentFilter:
         """One answer's mask; None when nothing is masked."""
         return OutputMask(self._mask) if self._mask is not None else None
 
-    def mask(self, text: str) -> str:
-        """A whole text, masked as a stream of it would be."""
-        mask = self.output_mask()
-        return text if mask is None else mask.feed(text) + mask.flush()
-
 
 class OutputMask:
     """Puts `***` for each term in a text that arrives in pieces; the other text stays as it is.

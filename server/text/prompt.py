@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.errors import InvalidRequest
-from server.text.chat_template import ChatTemplate, Message
+from server.text.chat_template import ChatTemplate, Message, parse_arguments
 from server.text.tokenizer import INERT, Tokenizer
-
-
-@dataclass(slots=True, frozen=True)
-class ChatPrompt:
-    text: str
-    token_ids: list[int]
 
 
 @dataclass(slots=True, frozen=True)
@@ -37,23 +31,51 @@ class ChatEncoder:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
-    ) -> ChatPrompt:
-        """The prompt of a chat; long ones belong in a thread. Raises InvalidRequest as `ChatTemplate.render` does."""
+    ) -> list[int]:
+        """The prompt's token ids; long ones belong in a thread. Raises InvalidRequest as `ChatTemplate.render` does."""
         text = self.template.render(
-            self._inert(messages),
+            messages,
             tools=self._inert(tools),
             add_generation_prompt=add_generation_prompt,
             template_kwargs=self._inert(template_kwargs),
+            change=self._inert,
         )
         if INERT in text:
-            return ChatPrompt(text.replace(INERT, ""), self.tokenizer.encode_inert(text))
-        return ChatPrompt(text, self.tokenizer.encode(text, add_special_tokens=False))
+            return self.tokenizer.encode_inert(text)
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _inert(self, value: Any) -> Any:
         try:
             return _map_strings(value, self.tokenizer.make_inert)
         except RecursionError as error:
             raise InvalidRequest("The messages are nested too deeply.", param="messages") from error
+
+
+def client_strings(messages: Sequence[Message]) -> Iterator[str]:
+    """What the client wrote and the model may read: contents, names and ids, and the arguments of tool calls, both as
+    the JSON text they came as and as the names and values which that stands for."""
+    for message in messages:
+        yield from _as_encoded([message.get(key) for key in ("content", "name", "tool_call_id")])
+        for form in (message, parse_arguments(message)):
+            for call in form.get("tool_calls") or ():
+                yield from _as_encoded([call.get("id"), *call["function"].values()])
+
+
+def _as_encoded(value: Any) -> Iterator[str]:
+    return (text.replace(INERT, "") for text in strings_in(value))
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Every string in JSON-like data, keys included, in no certain order."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case str() as text:
+                yield text
+            case Mapping() as mapping:
+                waiting += [*mapping.keys(), *mapping.values()]
+            case list() | tuple() as items:
+                waiting += items
 
 
 def _map_strings(value: Any, change: Callable[[str], str]) -> Any:

@@ -16,7 +16,6 @@ class TextPiece:
 
     text: str
     stopped: bool = False
-    matched: str | None = None  # the stop string
 
 
 class TextStream:
@@ -24,27 +23,41 @@ class TextStream:
 
     Stop strings are sought in what the model wrote, so that masking can't hide or make one; masking comes last, so
     that nothing leaves unmasked. One object an answer; not for several threads at once.
+
+    As in vLLM, no stop string counts before `min_tokens` tokens: it is sought in the text that comes after them.
     """
 
-    __slots__ = ("_detokenizer", "_mask", "_over", "_plain", "_stop")
+    __slots__ = ("_detokenizer", "_mask", "_num_unstoppable", "_over", "_plain", "_stop")
 
     def __init__(
         self,
         detokenizer: IncrementalDetokenizer,
         stops: Sequence[str] = (),
         mask: OutputMask | None = None,
+        min_tokens: int = 0,
     ) -> None:
         self._detokenizer = detokenizer
         self._stop = StopMatcher(stops) if any(stops) else None
         self._mask = mask
         self._plain = self._stop is None and mask is None
+        self._num_unstoppable = min_tokens if self._stop is not None else 0  # tokens still to come
         self._over = False
 
     def add(self, ids: Sequence[int]) -> TextPiece:
         """The text that these ids let out; may be empty. After a stop everything is."""
         if self._plain:
             return TextPiece(self._detokenizer.add(ids))
+        if self._num_unstoppable:
+            return self._add_unstoppable(ids)
         return self._step(self._detokenizer.add(ids), last=False)
+
+    def _add_unstoppable(self, ids: Sequence[int]) -> TextPiece:
+        early, later = ids[: self._num_unstoppable], ids[self._num_unstoppable :]
+        self._num_unstoppable -= len(early)
+        text = self._detokenizer.add(early)
+        text = text if self._mask is None else self._mask.feed(text)
+        rest = self.add(later) if later else TextPiece("")
+        return TextPiece(text + rest.text, rest.stopped)
 
     def finish(self) -> TextPiece:
         """At the end of the answer: what was held back. A stop string may be completed here too."""
@@ -53,13 +66,13 @@ class TextStream:
     def _step(self, text: str, *, last: bool) -> TextPiece:
         if self._over:
             return TextPiece("")
-        matched = None
-        if self._stop is not None:
+        stopped = False
+        if self._stop is not None and not self._num_unstoppable:
             step = self._stop.feed(text)
-            text, matched = step.text, step.matched
-            if last and matched is None:
+            text, stopped = step.text, step.matched is not None
+            if last and not stopped:
                 text += self._stop.flush()
-        self._over = last or matched is not None
+        self._over = last or stopped
         if self._mask is not None:
             text = self._mask.feed(text) + (self._mask.flush() if self._over else "")
-        return TextPiece(text, matched is not None, matched)
+        return TextPiece(text, stopped)

@@ -24,8 +24,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 INERT = "\ufdd0"
 """Put inside a special token's string to make it plain text. A noncharacter: no text is meant to hold it."""
 
-_PRIMING_TOKENS = 16  # a character is at most 4 tokens; special tokens may lie between
-
 
 class Tokenizer(Protocol):
     """What the gateway needs of a tokenizer. All methods may be called from any thread."""
@@ -55,10 +53,8 @@ class Tokenizer(Protocol):
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to a text; empty for a special token and for an id that doesn't exist."""
 
-    def detokenizer(self, prompt_ids: Sequence[int] | None = None) -> IncrementalDetokenizer:
-        """For an answer that stands alone (chat), or that continues a prompt's text (completions)."""
-
-    def is_special(self, token_id: int) -> bool: ...
+    def detokenizer(self) -> IncrementalDetokenizer:
+        """For one answer, whose text stands alone."""
 
 
 class HFTokenizer:
@@ -72,10 +68,8 @@ class HFTokenizer:
     def __init__(self, files: TokenizerFiles) -> None:
         self._backend = files.backend
         self._add_bos = files.add_bos_token
-        self._special_ids = files.special_ids
         self.special_tokens = files.special_tokens
         self.bos_token_id = files.bos_token_id
-        self.pad_token_id = files.pad_token_id
         self.eos_token_ids = files.eos_token_ids
         self.vocab_size = self._backend.get_vocab_size(with_added_tokens=True)
         self._table = TokenBytesTable(self._backend, files.decoder, files.special_ids)
@@ -105,17 +99,9 @@ class HFTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return self._table.token(token_id)
 
-    def detokenizer(self, prompt_ids: Sequence[int] | None = None) -> IncrementalDetokenizer:
+    def detokenizer(self) -> IncrementalDetokenizer:
         first = self._table.first_token if self._table.position_matters else None
-        if prompt_ids and any(map(self._table.token, reversed(prompt_ids))):
-            first = None
-        detokenizer = IncrementalDetokenizer(self._table.token, first)
-        if prompt_ids:
-            detokenizer.add(prompt_ids[-_PRIMING_TOKENS:])  # for a prompt that ends inside a character
-        return detokenizer
-
-    def is_special(self, token_id: int) -> bool:
-        return token_id in self._special_ids
+        return IncrementalDetokenizer(self._table.token, first)
 
 
 class _InertEncoder:
@@ -177,7 +163,6 @@ class ByteTokenizer:
     vocab_size = 256
     eos_token_ids: frozenset[int] = frozenset()
     bos_token_id: int | None = None
-    pad_token_id: int | None = None
     special_tokens: Mapping[str, str] = {}
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -195,14 +180,8 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if 0 <= token_id < 256 else b""
 
-    def detokenizer(self, prompt_ids: Sequence[int] | None = None) -> IncrementalDetokenizer:
-        detokenizer = IncrementalDetokenizer(self.token_bytes)
-        if prompt_ids:
-            detokenizer.add(prompt_ids[-_PRIMING_TOKENS:])
-        return detokenizer
-
-    def is_special(self, token_id: int) -> bool:
-        return False
+    def detokenizer(self) -> IncrementalDetokenizer:
+        return IncrementalDetokenizer(self.token_bytes)
 
 
 def load_tokenizer(folder: str | Path) -> HFTokenizer:

@@ -27,7 +27,6 @@ class TokenizerFiles:
     special_ids: frozenset[int]
     special_tokens: Mapping[str, str]  # by name: bos_token, eos_token, ...
     bos_token_id: int | None
-    pad_token_id: int | None
     eos_token_ids: frozenset[int]  # any of them ends an answer
     add_bos_token: bool | None  # None: as tokenizer.json does
 
@@ -48,7 +47,6 @@ def load_files(folder: Path) -> TokenizerFiles:
         special_ids=frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special),
         special_tokens=known,
         bos_token_id=_token_id(backend, known.get("bos_token")),
-        pad_token_id=_token_id(backend, known.get("pad_token")),
         eos_token_ids=_eos_token_ids(folder, _token_id(backend, known.get("eos_token"))),
         add_bos_token=config.get("add_bos_token"),
     )

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from quota.levels import FEATURES, LimitError, Limits, Plan
-from server.store.accounts import DEFAULT_PLAN, check_name
+from server.store.accounts import DEFAULT_PLAN_NAME, check_name
 from server.store.records import KeyKind, UsageDimension
 
 MAX_SCOPES = 256
@@ -68,7 +68,7 @@ class AdminModel(BaseModel):
 
 class CreateAccount(AdminModel):
     name: Annotated[str, AfterValidator(_check_name)]
-    plan: PlanName = DEFAULT_PLAN
+    plan: PlanName = DEFAULT_PLAN_NAME
     overrides: Overrides | None = None
 
 

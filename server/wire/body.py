@@ -7,6 +7,7 @@ Routes therefore take the `Request` and call `read_json` themselves.
 import asyncio
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -16,9 +17,14 @@ from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
 from server.errors import APIError, InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedParameter
+from server.off_loop import off_loop_if
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+LONG_BODY_BYTES = 64 * 1024  # longer ones are parsed off the event loop
 BODY_TIMEOUT_S = 30.0
+MAX_NAMES = 4096  # of one object; each one that is unknown is an error that pydantic writes down
+MAX_NESTED = 100_000  # lists and objects of one body, in all; the garbage collector visits each of them, repeatedly
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # or the rest of a body that never ends one: linear
 _MAX_SHOWN = 200  # characters of a name or a message that may hold the client's own text
 _CLOSE = {"connection": "close"}  # what is left of the body is not worth reading
 
@@ -30,7 +36,8 @@ async def read_json(
 ) -> T:
     """The body as `model`. Raises an `APIError` of status 400, 408 (no whole body after `timeout` seconds) or
     413 (more than `limit` bytes), and starlette's `ClientDisconnect` when there is nobody left to answer."""
-    return parse_json(await read_body(request, limit, timeout), model)
+    body = await read_body(request, limit, timeout)
+    return await off_loop_if(len(body) > LONG_BODY_BYTES, lambda: parse_json(body, model))
 
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES, timeout: float = BODY_TIMEOUT_S) -> bytes:
@@ -53,7 +60,11 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES, timeout: floa
 
 def parse_json(body: bytes, model: type[T]) -> T:
     """Two parses: the first refuses what JSON leaves open (NaN, a name twice), the second is pydantic's own, whose
-    strictness for JSON differs from that for Python objects."""
+    strictness for JSON differs from that for Python objects.
+
+    Most of the time in here belongs to C code that never lets another thread run, so a thread alone keeps no event
+    loop alive: models bound their lists and dicts (`wire.common.at_most`) and stop at a list's first error (fail_fast).
+    """
     tree = _tree(body)
     if not isinstance(tree, dict):
         raise InvalidRequest("The request's body must be a JSON object.")
@@ -144,6 +155,7 @@ def _short(text: str) -> str:
 def _tree(body: bytes) -> object:
     if not body.strip():
         raise _invalid_json("the body is empty")
+    _check_nested(body)
     try:
         return json.loads(
             body.decode("utf-8"),
@@ -161,7 +173,18 @@ def _tree(body: bytes) -> object:
         raise _invalid_json("a number has too many digits") from None
 
 
+def _check_nested(body: bytes) -> None:
+    if _num_nested(body) > MAX_NESTED and _num_nested(_STRING.sub(b"", body)) > MAX_NESTED:
+        raise InvalidRequest(f"The request's body holds more than {MAX_NESTED} lists and objects.")
+
+
+def _num_nested(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_NAMES:
+        raise InvalidRequest(f"An object in the request's body has more than {MAX_NAMES} names.")
     found = dict(pairs)
     if len(found) != len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]

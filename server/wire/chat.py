@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -12,13 +11,17 @@ from pydantic_core import PydanticCustomError
 
 from engines.types import FinishReason, Usage
 from server.errors import InvalidRequest
-from server.wire.body import parse_json
+from server.off_loop import off_loop_if
+from server.text.chat_template import MAX_MESSAGES
+from server.wire.body import LONG_BODY_BYTES, parse_json
 from server.wire.common import (
+    MAX_PARTS,
     MAX_TOP_LOGPROBS,
     Answer,
     ChunkEncoder,
     RequestModel,
     ResponseHead,
+    at_most,
     whole,
     within,
 )
@@ -69,12 +72,7 @@ class FunctionCall(RequestModel):
     arguments: str  # JSON, as the model wrote it: perhaps not valid
 
     def for_template(self) -> dict[str, Any]:
-        """Templates expect the arguments as an object; what is none stays the text it was."""
-        try:
-            arguments = json.loads(self.arguments)
-        except (ValueError, RecursionError):
-            arguments = None
-        return {"name": self.name, "arguments": arguments if isinstance(arguments, dict) else self.arguments}
+        return {"name": self.name, "arguments": self.arguments}
 
 
 class ToolCall(RequestModel):
@@ -94,10 +92,12 @@ def _as_parts(value: Any) -> Any:
 
 class Message(RequestModel):
     role: Role
-    content: Annotated[Annotated[list[ContentPart], Field(min_length=1)] | None, BeforeValidator(_as_parts)] = None
+    content: Annotated[
+        Annotated[list[ContentPart], Field(min_length=1, fail_fast=True)] | None, BeforeValidator(_as_parts)
+    ] = None
     name: Name | None = None
     tool_call_id: Name | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     function_call: FunctionCall | None = None
     # An answer's message, sent back as history, carries these.
     refusal: str | None = None
@@ -110,8 +110,11 @@ class Message(RequestModel):
         return "".join(part.words for part in self.content or ()) or self.refusal or ""
 
     def for_template(self) -> dict[str, Any]:
-        """The message as open models' chat templates know it: their roles, text as one string, no empty keys."""
-        role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
+        """The message as open models' chat templates know it: text as one string, no empty keys.
+
+        Arguments stay JSON text, and `developer` its name: what becomes of them depends on the template.
+        """
+        role = "tool" if self.role == "function" else self.role
         optional = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": self._calls()}
         return {"role": role, "content": self.text} | {key: value for key, value in optional.items() if value}
 
@@ -145,11 +148,29 @@ class Message(RequestModel):
         }
 
 
+_LISTS = ("content", "tool_calls", "annotations")
+
+
+def _bound_parts(messages: Any) -> Any:
+    """Counts what all messages hold before any of it is validated; what is of another type is validated soon."""
+    if isinstance(messages, list):
+        values = [m.get(key) for m in messages if isinstance(m, dict) for key in _LISTS]
+        if sum(len(value) for value in values if isinstance(value, list)) > MAX_PARTS:
+            message = "Expected at most {most} content parts, tool calls and annotations in all messages together"
+            raise PydanticCustomError("too_many", message, {"most": MAX_PARTS})
+    return messages
+
+
+Messages = Annotated[
+    list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_bound_parts), at_most(MAX_MESSAGES)
+]
+
+
 class ChatCompletionRequest(GenerationFields):
     PROMPT_PARAM: ClassVar[str] = "messages"
     PROMPT_NOUN: ClassVar[str] = "messages"
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: TokenCount | None = None
     # They can't change the answer: accepted, used for nothing.
     safety_identifier: Annotated[str, StringConstraints(max_length=128)] | None = None
@@ -157,7 +178,7 @@ class ChatCompletionRequest(GenerationFields):
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     prompt_cache_options: PromptCacheOptions | None = None
     parallel_tool_calls: bool | None = None  # without tools
-    service_tier: str | None = None
+    service_tier: Annotated[str, StringConstraints(max_length=128)] | None = None
     # Refused unless neutral: see NEUTRAL.
     logprobs: bool | None = None
     top_logprobs: Annotated[int, AfterValidator(within(0, MAX_TOP_LOGPROBS))] | None = None
@@ -219,6 +240,11 @@ def frame_head(data: str | bytes) -> FrameHead:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return FrameHead()
     return head if isinstance(head.request_id, str | None) else FrameHead(head.type)
+
+
+async def read_frame(data: str | bytes) -> ChatCompletionFrame | CancelFrame:
+    """`parse_frame`, off the event loop for a long frame."""
+    return await off_loop_if(len(data) > LONG_BODY_BYTES, lambda: parse_frame(data))
 
 
 def parse_frame(data: str | bytes) -> ChatCompletionFrame | CancelFrame:

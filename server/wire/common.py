@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
 from engines.types import FinishReason, Usage
 from server.errors import UnsupportedParameter
 
+MAX_PARTS = 8192  # content parts, tool calls and annotations, of all messages together
 MAX_PROMPTS = 64
 MAX_CHOICES = 16  # n
 MAX_STOPS = 16
@@ -48,7 +49,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
     "moderation": (),
     "store": (False,),
-    "service_tier": ("auto", "default"),
     "chat_template_kwargs": ({},),
     "priority": (0,),
 }
@@ -106,6 +106,17 @@ def at_least(low: int) -> Callable[[Any], Any]:
     return check
 
 
+def at_most(size: int) -> BeforeValidator:
+    """Refuses a longer list or object before its items are validated; pydantic's own max_length comes after them."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > size:
+            raise PydanticCustomError("too_many", "Expected at most {size} items", {"size": size})
+        return value
+
+    return BeforeValidator(check)
+
+
 # Answers. OpenAI's shapes, in OpenAI's order of keys.
 
 
@@ -117,7 +128,6 @@ class ResponseHead:
     created: int  # Unix seconds
     model: str
     fingerprint: str
-    service_tier: str | None = None  # sent when the request named a tier
 
 
 @dataclass(slots=True, frozen=True)
@@ -171,7 +181,6 @@ class Envelope(msgspec.Struct, omit_defaults=True, frozen=True):
     created: int
     model: str
     system_fingerprint: str
-    service_tier: str | None = None
     request_id: str | None = None  # the client's own, on a WebSocket that carries several requests
 
 
@@ -186,7 +195,7 @@ def whole(kind: str, head: ResponseHead, choices: Sequence[msgspec.Struct], usag
 
 def _opening(kind: str, head: ResponseHead, request_id: str | None) -> bytes:
     """An answer's JSON up to and with `"choices":[`."""
-    body = Envelope(head.id, kind, head.created, head.model, head.fingerprint, head.service_tier, request_id)
+    body = Envelope(head.id, kind, head.created, head.model, head.fingerprint, request_id)
     return encode(body)[:-1] + b',"choices":['
 
 

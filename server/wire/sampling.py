@@ -22,6 +22,7 @@ from server.wire.common import (
     RequestModel,
     StreamOptions,
     at_least,
+    at_most,
     refuse_unsupported,
     within,
 )
@@ -63,15 +64,15 @@ class GenerationFields(RequestModel):
                 Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")],
                 Annotated[float, AfterValidator(within(-100, 100))],
             ],
-            Field(max_length=MAX_LOGIT_BIAS),
+            at_most(MAX_LOGIT_BIAS),
         ]
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[StopString], Field(max_length=MAX_STOPS), BeforeValidator(_as_list)] = Field(
+    stop: Annotated[list[StopString], Field(fail_fast=True), at_most(MAX_STOPS), BeforeValidator(_as_list)] = Field(
         default_factory=list
     )
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True), at_most(MAX_STOP_TOKENS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -81,7 +82,7 @@ class GenerationFields(RequestModel):
                 Annotated[str, StringConstraints(max_length=64)],
                 Annotated[str, StringConstraints(max_length=512)],
             ],
-            Field(max_length=MAX_METADATA),
+            at_most(MAX_METADATA),
         ]
         | None
     ) = None

@@ -15,7 +15,7 @@ import pytest
 from batching import supervisor as module
 from batching.client import WorkerClient
 from batching.protocol import WorkerConfig
-from batching.supervisor import WorkerState, WorkerSupervisor, worker_environment
+from batching.supervisor import WorkerSupervisor, worker_environment
 from engines.base import EngineError
 from engines.fake import fake_answer
 from engines.types import EngineConfig, ErrorCode, FinishReason, GenerationRequest, OutputDelta
@@ -52,7 +52,6 @@ async def started(socket_path: str, **options: float) -> AsyncIterator[WorkerSup
     finally:
         pid = supervisor.pid
         await supervisor.stop()
-        assert supervisor.state is WorkerState.STOPPED
         assert (supervisor.client, supervisor.pid) == (None, None)
         assert pid is None or not exists(f"/proc/{pid}")
         assert not exists(socket_path)
@@ -69,7 +68,7 @@ def connected(supervisor: WorkerSupervisor) -> WorkerClient:
 
 async def test_it_serves(socket_path):
     async with started(socket_path, steps_in_flight=2) as supervisor:
-        assert supervisor.state is WorkerState.READY
+        assert supervisor.client is not None
         assert supervisor.info.vocab_size == 256
         prompts = {f"r{i}": [i] * (i + 1) for i in range(64)}
         client = connected(supervisor)
@@ -92,7 +91,6 @@ async def test_a_killed_worker_ends_its_requests_and_comes_back(socket_path):
             assert {last.error.code for last in lasts} == {ErrorCode.ENGINE_FAILED}
             await eventually(lambda client=client: supervisor.client not in (None, client))
             assert supervisor.pid != first_pid
-            assert supervisor.state is WorkerState.READY
             assert (await generate(connected(supervisor), ask("again", [7], 9))).token_ids == fake_answer([7], 9)
             assert all(receiver.take() is None for receiver in receivers), "a second end"
 
@@ -100,14 +98,14 @@ async def test_a_killed_worker_ends_its_requests_and_comes_back(socket_path):
 async def test_a_failed_step_is_a_death_like_any_other(socket_path):
     restarts = []
     async with started(socket_path, fail_at_step=6) as supervisor:
-        supervisor._on_restart = lambda: restarts.append(supervisor.state)
+        supervisor._on_restart = lambda: restarts.append(supervisor.client)
         client = connected(supervisor)
         end = await generate(client, ask("r", [1], 50))
         assert end.error.code is ErrorCode.ENGINE_FAILED
         assert end.token_ids == fake_answer([1], 5)[: len(end.token_ids)]
         await eventually(lambda: supervisor.client not in (None, client))
         assert (await generate(connected(supervisor), ask("short", [1], 3))).token_ids == fake_answer([1], 3)
-        assert restarts == [WorkerState.RESTARTING]
+        assert restarts == [None]
 
 
 async def test_stopping_ends_open_requests(socket_path):
@@ -122,7 +120,7 @@ async def test_stopping_while_the_worker_is_down(socket_path, monkeypatch):
     async with started(socket_path) as supervisor:
         monkeypatch.setattr(supervisor, "_spawn", asyncio.Event().wait)  # it never comes back
         os.kill(supervisor.pid, signal.SIGKILL)
-        await eventually(lambda: supervisor.state is WorkerState.RESTARTING)
+        await eventually(lambda: supervisor.client is None)
         assert supervisor.client is None
 
 
@@ -209,7 +207,7 @@ async def test_stopping_while_a_dead_worker_is_cleared_away(socket_path, monkeyp
     async with started(socket_path) as supervisor:
         os.kill(supervisor.pid, signal.SIGSTOP)
         connected(supervisor)._writer.close()
-        await eventually(lambda: supervisor.state is WorkerState.RESTARTING)
+        await eventually(lambda: supervisor.client is None)
         await asyncio.sleep(0)
         monkeypatch.setattr(module, "STOP_TIMEOUT", 0.05)
 
@@ -222,3 +220,8 @@ def test_the_worker_is_not_told_our_secrets(monkeypatch):
     environment = worker_environment()
     assert "s3cret" not in repr(environment)
     assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("3", "passive")
+
+
+async def test_a_restart_holds_what_the_first_start_promised(socket_path):
+    async with started(socket_path) as supervisor:
+        assert supervisor.config.engine.max_model_len == supervisor.info.max_model_len

@@ -83,6 +83,19 @@ async def test_what_is_left_after_the_drain_time_ends_in_an_error(tmp_path: Path
     assert len(rows(server)) == len(everybody)
 
 
+async def test_a_reader_that_takes_nothing_does_not_hold_it_up(tmp_path: Path) -> None:
+    """Its write may take 60 seconds; the stop may not."""
+    fast = CONFIG.replace("delay_ms = 20", "delay_ms = 0")
+    server = PenstockProcess(tmp_path, fast + "[timeouts]\ndrain = 0.5\nwrite = 60\n").start()
+    tenant = Tenant.create(server)
+    client = RawClient(tenant, "sse", chat("echo", "sse hello", 900_000))
+    await until(lambda: server.metric("penstock_engine_generated_tokens_total") > 100_000, "tokens nobody reads")
+    to_the_server(server)
+    assert await asyncio.to_thread(server.stop, 30) == 0
+    assert [row[0] for row in rows(server)] == ["abort"]
+    client.vanish(reset=False)
+
+
 async def test_an_idle_websocket_does_not_hold_it_up(tmp_path: Path) -> None:
     server = PenstockProcess(tmp_path, CONFIG).start()
     tenant = Tenant.create(server)

@@ -1,3 +1,4 @@
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from server.access import authenticate_route
 from server.auth import Authenticator
 from server.errors import APIError
 from server.routes import admin
+from server.settings import Settings, load
 from server.store import Store
 from server.store.credentials import ensure_presets, issue_key
 from server.store.keys import KeySpec
@@ -29,6 +31,7 @@ API = "preset-api-key-0001"
 
 @dataclass(frozen=True, slots=True)
 class Services:
+    settings: Settings
     store: Store
     authenticator: Authenticator
     pepper: bytes
@@ -39,7 +42,10 @@ class Services:
 async def services(tmp_path: Path) -> AsyncIterator[Services]:
     store = await Store.open(data_dir=tmp_path)
     await ensure_presets(store, PEPPER, API, ADMIN)
-    made = Services(store, Authenticator(store.keys, PEPPER), PEPPER, {"default": DEFAULT_PLAN, "gold": Plan("gold")})
+    (tmp_path / "penstock.toml").write_text("[limits]\nbody_bytes = 8192\n[timeouts]\nbody = 0.5\n")
+    settings = load(tmp_path / "penstock.toml", {"data_dir": str(tmp_path)}, {})
+    plans = {"default": DEFAULT_PLAN, "gold": Plan("gold")}
+    made = Services(settings, store, Authenticator(store.keys, PEPPER), PEPPER, plans)
     yield made
     await made.authenticator.close()
     await store.close()
@@ -114,6 +120,16 @@ async def test_authentication_comes_before_everything(
         async with connect(key) as client:
             answer = await client.request(method, path, content=b"\xff garbage", params={"limit": "x"})
             _error(answer, status)
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "accounts"), ("PATCH", "accounts/default"), ("POST", "keys")])
+async def test_bodies_are_bounded_as_configured(client: httpx.AsyncClient, method: str, path: str) -> None:
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(10)
+
+    _error(await client.request(method, f"/admin/v1/{path}", content=b" " * 8193), 413)
+    _error(await client.request(method, f"/admin/v1/{path}", content=slowly()), 408)
 
 
 async def test_an_account_is_created_changed_and_listed(client: httpx.AsyncClient) -> None:

@@ -176,7 +176,7 @@ async def test_every_wrong_key_has_one_message_without_it(auth: Authenticator, s
 
 
 async def test_garbage_never_reaches_the_database(auth: Authenticator, source: Source) -> None:
-    for text in ("sk-pen-xxx", "short", "é" * 40, "x" * 10_000, keys.generate().text[:-1] + "!", "a b" * 10):
+    for text in ("sk-pen-xxx", "short", "x" * 10_000, "x" * 20 + "\n", " " + "x" * 20, "\x00" * 20):
         await _refused(auth, text)
     assert source.asked == 0
 

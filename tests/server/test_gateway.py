@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from server.gateway import AddressError, Gateway, base_url, bind
+from server.gateway import AddressError, Gateway, base_url, bind, signals_give_up_the_start
 from server.settings import ServerSettings
 
 
@@ -64,3 +67,25 @@ def test_a_free_port_can_be_taken_again_at_once() -> None:
         with socket.create_connection(("127.0.0.1", port)):
             listener.accept()[0].close()  # it is ours to wait in TIME_WAIT
     bind(settings(port=port), 30).close()
+
+
+async def test_a_signal_gives_up_a_start() -> None:
+    reached = False
+    with signals_give_up_the_start():
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+        reached = True
+    assert not reached
+    await asyncio.sleep(0)  # and nothing of the cancellation is left
+
+
+async def test_another_cancellation_goes_on() -> None:
+    async def start() -> None:
+        with signals_give_up_the_start():
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(start())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

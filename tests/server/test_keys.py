@@ -54,15 +54,25 @@ def test_nothing_may_follow(tail: str) -> None:
 
 
 @given(st.text(string.ascii_letters + string.punctuation, min_size=16, max_size=100))
-def test_a_foreign_key_is_visible_ascii(text: str) -> None:
-    assert keys.is_foreign(text) is not text.startswith("sk-pen-")
+def test_any_text_of_some_length_may_be_a_key(text: str) -> None:
+    assert keys.may_be_key(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x" * 15, "x" * 513, "x" * 15 + " ", "x" * 16 + "\n", "é" * 16, "sk-pen-" + "x" * 20]
+    "text", ["sk-pen-my-own-key-123456", "four words and a digit 5", "schlüssel-mit-umlaut", "é" * 16]
 )
-def test_what_is_no_foreign_key(text: str) -> None:
-    assert not keys.is_foreign(text)
+def test_an_operator_s_key_has_any_form(text: str) -> None:
+    assert keys.may_be_key(text)
+    assert keys.parse(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x" * 15, "x" * 513, "x" * 16 + " ", " " + "x" * 16, "x" * 16 + "\n", "x" * 8 + "\t" + "x" * 8, "\x9f" * 16,
+     "\ud800" * 16],
+)  # fmt: skip
+def test_what_no_header_carries_is_no_key(text: str) -> None:
+    assert not keys.may_be_key(text)
 
 
 def test_digests_depend_on_the_pepper_and_the_text() -> None:

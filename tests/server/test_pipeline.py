@@ -6,11 +6,13 @@ import asyncio
 import json
 import logging
 import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import pytest
 
+from batching.logs import JsonFormatter
 from quota.levels import Plan
 from quota.memory import MemoryLedger
 from server.auth import Principal
@@ -18,7 +20,6 @@ from server.entitlement import Entitlement
 from server.errors import APIError, InvalidRequest, ModelNotFound, Overloaded, PermissionDenied
 from server.generation import Generation, Resources
 from server.job import Caller
-from server.logs import JsonFormatter
 from server.metrics import Metrics
 from server.pipeline import LONG_TEXT, Pipeline, report
 from server.registry import Deployment, Registry
@@ -28,7 +29,7 @@ from server.store.records import KeyKind, UsageRecord, utc_now
 from server.text.chat_template import ChatTemplate
 from server.text.content_filter import ContentFilter
 from server.text.prompt import ChatEncoder
-from server.text.tokenizer import ByteTokenizer
+from server.text.tokenizer import INERT, ByteTokenizer
 from server.wire.chat import ChatCompletionRequest
 from server.wire.completions import CompletionRequest
 from server.wire.sampling import ModelLimits
@@ -47,9 +48,11 @@ class WatchedEncoder(ChatEncoder):
 
 
 class House:
-    def __init__(self, features: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, features: frozenset[str] | None = None, terms: Sequence[str] = ("blocked",), system_prompt: str = ""
+    ) -> None:
         self.draining = False
-        encoder = WatchedEncoder(ByteTokenizer(), ChatTemplate.contents_only())
+        encoder = WatchedEncoder(ByteTokenizer(), ChatTemplate.contents_only(system_prompt))
         deployment = Deployment("m", "1", encoder, LIMITS, [], "fp")
         registry = cast(Registry, SimpleNamespace(deployments={"m@1": deployment}))
         entitlement = Entitlement(MemoryLedger(), {"default": Plan("default")}, lambda refusal: None)
@@ -63,7 +66,7 @@ class House:
             is_draining=lambda: self.draining,
         )
         router = Router(registry, RoutingSettings())
-        self.pipeline = Pipeline(router, ContentFilter(["blocked"], ["masked"]), resources)
+        self.pipeline = Pipeline(router, ContentFilter(terms, ["masked"]), resources)
         principal = Principal("acct", "acme", "key", KeyKind.API, None, features, "default", {}, {}, None)
         self.caller = Caller(principal, "req-1", "/v1/chat/completions", frozenset({"websocket"}))
 
@@ -114,6 +117,46 @@ async def test_what_is_wrong_is_said() -> None:
     await _error(House(frozenset({"chat"})), PermissionDenied)  # not over a WebSocket
 
 
+def _calling(name: str, arguments: str) -> dict[str, Any]:
+    call = {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "tool_calls": [call]}
+
+
+FILTERED: dict[str, dict[str, Any]] = {
+    "content": {"role": "user", "content": "a BLOCKED b"},
+    "parts": {"role": "user", "content": [{"type": "text", "text": "blo"}, {"type": "text", "text": "cked"}]},
+    "a mark of ours": {"role": "user", "content": f"blo{INERT}cked"},
+    "refusal": {"role": "assistant", "refusal": "blocked"},
+    "name": {"role": "user", "name": "blocked", "content": "x"},
+    "tool_call_id": {"role": "tool", "tool_call_id": "blocked", "content": "x"},
+    "function": _calling("blocked", "{}"),
+    "arguments": _calling("f", "blocked"),
+    "arguments, escaped": _calling("f", '{"a": ["bl\\u006fcked"]}'),
+    "arguments, a key": _calling("f", '{"bl\\u006fcked": 1}'),
+    "function_call": {"role": "assistant", "function_call": {"name": "f", "arguments": "blocked"}},
+}
+
+
+@pytest.mark.parametrize("message", FILTERED.values(), ids=FILTERED)
+async def test_no_string_of_a_chat_evades_the_filter(message: dict[str, Any]) -> None:
+    error = await _error(House(), InvalidRequest, messages=[{"role": "user", "content": "hello"}, message])
+    assert (error.code, error.param) == ("content_filter", "messages")
+
+
+@pytest.mark.parametrize("prompt", ["a blocked b", ["a", "Blocked"], list(b"blocked"), [[1], list(b"a BLOCKED b")]])
+async def test_no_prompt_evades_the_filter(prompt: Any) -> None:
+    error = await _error(House(), InvalidRequest, prompt=prompt)
+    assert (error.code, error.param) == ("content_filter", "prompt")
+
+
+async def test_what_is_not_the_client_s_is_not_filtered() -> None:
+    """Neither roles and types, which it can't choose, nor the operator's own prompt."""
+    house = House(
+        terms=["user", "role", "function", "arguments", "content", "operator"], system_prompt="the operator's"
+    )
+    assert (await house.chat(messages=[{"role": "user", "content": "x"}, _calling("f", "{}")])).job.prompts
+
+
 async def test_nothing_new_is_begun_while_the_server_ends() -> None:
     house = House()
     house.draining = True
@@ -124,10 +167,28 @@ async def test_nothing_new_is_begun_while_the_server_ends() -> None:
 
 async def test_long_prompts_are_tokenized_elsewhere() -> None:
     WatchedEncoder.threads.clear()
-    await House().chat("x" * LONG_TEXT)
+    await House().chat("x" * (LONG_TEXT - 100))  # roles and names of fields count too
     await House().chat("x" * (LONG_TEXT + 1))
-    here, elsewhere = WatchedEncoder.threads
-    assert here == threading.get_ident() != elsewhere
+    await House().chat(messages=[_calling("f", "x" * LONG_TEXT), {"role": "user", "content": "x"}])
+    here, *elsewhere = WatchedEncoder.threads
+    assert here == threading.get_ident()
+    assert here not in elsewhere
+
+
+@pytest.mark.parametrize("prompt", ["x" * (LONG_TEXT + 1), [1] * (LONG_TEXT + 1)])
+async def test_filtering_a_long_prompt_keeps_the_event_loop_free(prompt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    monkeypatch.setattr(ContentFilter, "check", lambda self, text: threads.append(threading.get_ident()))
+    await House().complete(prompt)
+    await House().chat("x" * (LONG_TEXT + 1))
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
+
+
+async def test_stop_strings_wait_for_min_tokens() -> None:
+    (prompt,) = (await House().chat(stop="b", min_tokens=2)).job.prompts
+    piece = prompt.new_stream().add(list(b"abcbd"))
+    assert (piece.text, piece.stopped) == ("abc", True)
 
 
 async def test_answers_are_masked_choice_by_choice() -> None:

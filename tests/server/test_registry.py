@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from batching.supervisor import WorkerSupervisor
 from engines.base import EngineError
+from engines.types import EngineInfo
+from server import model_files
 from server.model_files import ModelFilesError, find
 from server.registry import Registry
-from server.settings import load
+from server.settings import BUNDLED_FOLDER, load
+from server.text.tokenizer import ByteTokenizer, load_tokenizer
+from tests.fakes import eventually
 
 TWO_VERSIONS = """
 [[models]]
@@ -75,7 +81,51 @@ async def test_a_start_that_is_given_up_leaves_no_process(tmp_path: Path, delay:
     with contextlib.suppress(asyncio.CancelledError):  # unless a fast machine has started everything by then
         await starting
     await house.stop()
-    assert children() <= before
+    await eventually(lambda: children() <= before)  # one that was killed while it was being born is reaped later
+
+
+async def test_the_deterministic_engine_has_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`penstock serve --engine fake`: the bundled model's name, and its own byte tokenizer and context."""
+    monkeypatch.setattr(model_files, "find", lambda place: pytest.fail(f"looked for {place}"))
+    settings = load(None, {"data_dir": str(tmp_path), "engine": "fake"}, {})
+    house = Registry(settings, tmp_path, lambda model, version: None)
+    await house.start()
+    try:
+        (deployment,) = house.deployments.values()
+        assert (deployment.id, deployment.limits.context) == ("tiny-chat@1", 1_000_000)
+        assert isinstance(deployment.tokenizer, ByteTokenizer)
+    finally:
+        await house.stop()
+
+
+async def test_the_deterministic_engine_honours_the_system_prompt(tmp_path: Path) -> None:
+    house = registry(tmp_path, '[[models]]\nname = "m"\nengine = "fake"\nsystem_prompt = "Be brief. "\n')
+    await house.start()
+    try:
+        template = house.deployments["m@1"].encoder.template
+        assert template.render([{"role": "user", "content": "Hi"}]) == "Be brief. Hi"
+    finally:
+        await house.stop()
+
+
+async def test_a_tokenizer_apart_leaves_the_model_its_stop_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def started(self: WorkerSupervisor) -> None:
+        self.info = EngineInfo(64, 1, 512, 16, 4, 64)
+
+    monkeypatch.setattr(WorkerSupervisor, "start", started)
+    own = load_tokenizer(BUNDLED_FOLDER).eos_token_ids
+    for files, expected in (
+        ({"config.json": {"eos_token_id": 7}}, {7}),
+        ({"config.json": {"eos_token_id": 7}, "generation_config.json": {"eos_token_id": [8, 9]}}, {8, 9}),
+        ({"generation_config.json": {}}, {7}),
+    ):
+        for name, content in files.items():
+            (tmp_path / name).write_text(json.dumps(content))
+        house = registry(tmp_path, f'[[models]]\nname = "m"\npath = "{tmp_path}"\ntokenizer = "{BUNDLED_FOLDER}"\n')
+        await house.start()
+        assert house.deployments["m@1"].limits.eos_token_ids == own | expected
 
 
 def test_model_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +133,6 @@ def test_model_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find("~") == tmp_path
     (tmp_path / "file").write_text("")
-    for wrong in (str(tmp_path / "file"), "no/such/folder", "/nowhere"):
+    for wrong in (str(tmp_path / "file"), "no/such/folder", "/nowhere", "-x", "a b"):
         with pytest.raises(ModelFilesError, match="expected a folder"):
             find(wrong)

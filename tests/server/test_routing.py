@@ -85,6 +85,19 @@ def test_a_key_sees_what_it_can_ask_for(scope: set[str] | None, ids: set[str]) -
     assert all(ROUTER.resolve(name, _principal(scope)) is deployment for name, deployment in visible.items())
 
 
+@pytest.mark.parametrize(
+    ("scope", "ids"),
+    [
+        ({"gpt-4"}, {"a", "a@1", "a@2", "gpt-4", "old"}),  # all that "a" is
+        ({"old"}, {"a", "a@1", "gpt-4", "old"}),
+        ({"gone", "nobody"}, set()),
+        ({"gone", "b@1"}, {"b@1"}),
+    ],
+)
+def test_an_alias_in_a_scope_stands_for_its_target(scope: set[str], ids: set[str]) -> None:
+    assert dict(ROUTER.visible(_principal(scope))).keys() == ids
+
+
 def _replica(load: int, client: object | None = ...) -> Any:
     return SimpleNamespace(load=load, client=client)
 

@@ -14,8 +14,11 @@ from hypothesis import settings as config
 from hypothesis import strategies as st
 
 from quota.levels import DEFAULT_PLAN, Dimension, Limits
+from server import model_files
 from server import settings as module
-from server.settings import BUNDLED_ALIASES, Settings, SettingsError, load
+from server.keys import PRESET_FORM
+from server.settings import Settings, SettingsError, load
+from server.settings_models import BUNDLED_ALIASES, models_from_arguments
 
 ROOT = Path(module.__file__).parent.parent
 HOME = {"HOME": "/home/someone"}
@@ -52,7 +55,7 @@ def test_nothing_given_serves_the_bundled_model() -> None:
     assert settings.routing.aliases == dict.fromkeys(BUNDLED_ALIASES, "tiny-chat")
     assert settings.quota.plans == {"default": DEFAULT_PLAN}
     assert (settings.server.host, settings.server.port, settings.server.gateways) == ("127.0.0.1", 8000, 1)
-    assert settings.server.sql_url == "sqlite+aiosqlite:////home/someone/.local/share/penstock/penstock.db"
+    assert (settings.server.database_url, settings.server.data_dir) == ("", Path("/home/someone/.local/share/penstock"))
     assert settings.warnings == ()
 
 
@@ -91,7 +94,7 @@ def test_every_key_of_server_has_its_variable() -> None:
     }
     server = load(None, {}, environ).server
     assert (server.gateways, server.redis_url, server.log_level) == (2, "redis://h", "warning")
-    assert server.sql_url == "postgresql+psycopg://u:p@h/d"
+    assert server.database_url == "postgresql+psycopg://u:p@h/d"
     assert server.cors_origins == ("https://a", "https://b")
     assert server.data_dir == Path.home() / "state"
     assert server.host == "127.0.0.1"
@@ -106,6 +109,11 @@ def test_secrets_come_from_the_environment_and_are_not_shown() -> None:
     settings = load(None, {}, HOME | {"PENSTOCK_API_KEY": secret, "PENSTOCK_KEY_PEPPER": secret})
     assert (settings.secrets.api_key, settings.secrets.admin_key) == (secret, None)
     assert secret not in repr(settings)
+
+
+@pytest.mark.parametrize("text", ["sk-pen-my-own-key-123456", "words with spaces", "schlüssel-mit-umlaut"])
+def test_a_preset_key_has_any_form(text: str) -> None:
+    assert load(None, {}, HOME | {"PENSTOCK_API_KEY": text}).secrets.api_key == text
 
 
 def test_urls_with_passwords_are_not_shown() -> None:
@@ -141,7 +149,7 @@ def test_models_from_arguments(tmp_path: Path) -> None:
     folder = tmp_path / "my model"
     folder.mkdir()
     arguments = [str(folder), "Qwen/Qwen3-0.6B", f"{tmp_path}/my model/../my model/"]
-    tables = module.models_from_arguments(arguments)
+    tables = models_from_arguments(arguments)
     assert [table["name"] for table in tables] == ["my-model", "Qwen3-0.6B", "my-model"]
     assert tables[1] == {"name": "Qwen3-0.6B", "path": "Qwen/Qwen3-0.6B", "version": "1"}
 
@@ -159,6 +167,62 @@ def test_arguments_take_the_place_of_the_file_s_models(tmp_path: Path) -> None:
 def test_a_model_flag_overrides_every_model_of_the_file(tmp_path: Path) -> None:
     text = '[[models]]\nname = "a"\npath = "o/a"\n[[models]]\nname = "b"\npath = "o/b"\ndtype = "float32"'
     assert [m.dtype for m in load_text(text, tmp_path, dtype="bfloat16").models] == ["bfloat16"] * 2
+
+
+def test_variables_override_every_model_of_the_file_and_flags_override_them(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text('[[models]]\nname = "a"\npath = "o/a"\n[[models]]\nname = "b"\npath = "o/b"\ndtype = "float32"')
+    environ = HOME | {"PENSTOCK_DTYPE": "bfloat16", "PENSTOCK_QUANTIZE": "int8", "PENSTOCK_ENGINE": "onnx"}
+    models = load(path, {"quantize": "none"}, environ).models
+    assert [(m.engine, m.dtype, m.quantize) for m in models] == [("onnx", "bfloat16", "none")] * 2
+
+
+@pytest.mark.parametrize(("flags", "environ"), [({"engine": "fake"}, {}), ({}, {"PENSTOCK_ENGINE": "fake"})])
+def test_the_bundled_model_s_name_with_the_deterministic_engine(
+    flags: dict[str, object], environ: dict[str, str]
+) -> None:
+    settings = load(None, flags, HOME | environ)
+    (model,) = settings.models
+    assert (model.id, model.engine, model.path, model.dtype, model.max_model_len) == (
+        "tiny-chat@1", "fake", "", "auto", 0,
+    )  # fmt: skip
+    assert set(settings.routing.aliases) == set(BUNDLED_ALIASES)
+
+
+def test_arguments_take_the_aliases_of_the_file_s_models_with_them(tmp_path: Path) -> None:
+    text = f"""
+{FAKE}
+[[models]]
+name = "kept"
+path = "o/kept"
+[routing]
+aliases = {{ "gpt-4" = "m", old = "m@1", stays = "kept", stays-too = "kept@1" }}
+default_versions = {{ m = "1", kept = "1" }}
+"""
+    settings = load_text(text, tmp_path, models=["o/kept"])
+    assert settings.routing.aliases == {"stays": "kept", "stays-too": "kept@1"}
+    assert settings.routing.default_versions == {"kept": "1"}
+    assert settings.warnings == (
+        'routing.aliases.gpt-4: not used, MODEL replaces "m"',
+        'routing.aliases.old: not used, MODEL replaces "m@1"',
+        'routing.default_versions.m: not used, MODEL replaces "m@1"',
+    )
+
+
+def test_an_alias_of_the_bundled_model_goes_away_with_it(tmp_path: Path) -> None:
+    text = '[routing]\naliases = { demo = "tiny-chat" }'
+    assert load_text(text, tmp_path).routing.aliases == {"demo": "tiny-chat"}
+    assert load_text(text, tmp_path, models=["o/m"]).routing.aliases == {}
+    wrong = error_of('[routing]\naliases = { demo = "tiny-chad" }', tmp_path, models=["o/m"])
+    assert wrong == 'p.toml: routing.aliases.demo: no such model: "tiny-chad"'
+
+
+@pytest.mark.parametrize("place", ["gpt2", "openai-community/gpt2", "Qwen/Qwen2.5-0.5B"])
+def test_ids_of_hugging_face(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule of the settings is that of the download."""
+    monkeypatch.setattr(model_files, "snapshot_download", lambda name, **_: f"/fetched/{name}")
+    assert load(None, {"models": [place]}, HOME).models[0].path == place
+    assert model_files.find(place) == Path("/fetched", place)
 
 
 def test_versions_and_aliases(tmp_path: Path) -> None:
@@ -241,6 +305,10 @@ FILE_ERRORS = [
     ('[[models]]\nname = "m"\nengine = "triton"', 'models[0].url: required by engine = "triton"'),
     ('[[models]]\nname = "m"\nengine = "triton"\nurl = "h:1"', 'models[0].tokenizer: required by engine = "triton"'),
     (FAKE + 'url = "h:1"', 'models[0].url: means nothing to engine = "fake"'),
+    (FAKE + 'path = "o/m"', 'models[0].path: means nothing to engine = "fake"'),
+    (FAKE + 'tokenizer = "o/m"', 'models[0].tokenizer: means nothing to engine = "fake"'),
+    (FAKE + 'quantize = "int8"', 'models[0].quantize: means nothing to engine = "fake"'),
+    (FAKE + 'dtype = "float32"', 'models[0].dtype: means nothing to engine = "fake"'),
     (
         '[[models]]\nname = "m"\nengine = "cuda"',
         "models[0].engine: expected 'torch', 'onnx', 'triton' or 'fake', got \"cuda\"",
@@ -263,6 +331,11 @@ FILE_ERRORS = [
     (
         '[quota]\nwhen_redis_is_away = "shut"',
         "quota.when_redis_is_away: expected 'share', 'closed' or 'open', got \"shut\"",
+    ),
+    ("[quota]\nmax_gateways = 2", "quota.max_gateways: there is no shared ledger yet: leave it at 4"),
+    (
+        '[quota]\nwhen_redis_is_away = "open"',
+        'quota.when_redis_is_away: there is no shared ledger yet: leave it at "share"',
     ),
     ("[quota.plans.default]\naccount = { rpn = 1 }", RPN),
     ("[quota.plans.default]\nkey = { rpm = -1 }", "quota.plans.default.key.rpm: expected an integer >= 0, got -1"),
@@ -295,7 +368,14 @@ def test_a_missing_file_and_one_that_is_no_text(tmp_path: Path) -> None:
             """PENSTOCK_LOG_LEVEL: expected 'debug', 'info', 'warning' or 'error', got "x\"""",
         ),
         ({"PENSTOCK_CONFIG": "no.toml"}, "no.toml: can't be read: No such file or directory"),
-        ({"PENSTOCK_API_KEY": "short"}, "PENSTOCK_API_KEY: expected at least 16 printable ASCII characters, no spaces"),
+        ({"PENSTOCK_API_KEY": "short"}, f"PENSTOCK_API_KEY: {PRESET_FORM}"),
+        ({"PENSTOCK_ADMIN_KEY": " " + "x" * 16}, f"PENSTOCK_ADMIN_KEY: {PRESET_FORM}"),
+        ({"PENSTOCK_KEY_PEPPER": "x" * 16 + "\n"}, f"PENSTOCK_KEY_PEPPER: {PRESET_FORM}"),
+        ({"PENSTOCK_ENGINE": "cuda"}, """PENSTOCK_ENGINE: expected 'torch', 'onnx', 'triton' or 'fake', got "cuda\""""),
+        (
+            {"PENSTOCK_ENGINE": "fake", "PENSTOCK_QUANTIZE": "int8"},
+            'PENSTOCK_QUANTIZE: means nothing to engine = "fake"',
+        ),
         (
             {"PENSTOCK_API_KEY": "x" * 16, "PENSTOCK_ADMIN_KEY": "x" * 16},
             "PENSTOCK_ADMIN_KEY: expected another key than PENSTOCK_API_KEY",
@@ -314,6 +394,8 @@ def test_a_bad_variable_is_named(environ: dict[str, str], message: str) -> None:
         ({"dtype": "fp8"}, """--dtype: expected 'auto', 'float32' or 'bfloat16', got "fp8\""""),
         ({"models": ["./none"]}, 'MODEL ./none: path: no such folder, and no Hugging Face id: "./none"'),
         ({"models": ["a/m", "b/m"]}, "MODEL b/m: m@1 is declared twice"),
+        ({"engine": "fake", "dtype": "float32"}, '--dtype: means nothing to engine = "fake"'),
+        ({"models": ["a/m"], "engine": "fake"}, 'MODEL a/m: path: means nothing to engine = "fake"'),
         ({"models": ["a/m"], "engine": "triton"}, 'MODEL a/m: url: required by engine = "triton"'),
     ],
 )

@@ -27,7 +27,9 @@ class Wire:
         self.stalls = False
         self._frames = list(frames)
         raw = [(name.encode(), value.encode()) for name, value in ({"host": "h"} | (headers or {})).items()]
-        scope = {"type": "websocket", "headers": raw, "path": "/v1/chat/completions", "subprotocols": []}
+        state = {"penstock_request_id": "req-test"}
+        path = "/v1/chat/completions"
+        scope = {"type": "websocket", "headers": raw, "path": path, "subprotocols": [], "state": state}
         self.websocket = WebSocket(scope, self._receive, self._send)
         self._connected = False
         self.leaves = asyncio.Event()

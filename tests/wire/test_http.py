@@ -28,7 +28,7 @@ def test_unknown_routes_are_told_so_in_the_envelope(http: httpx.Client, stranger
         ("DELETE", "/v1/models", "GET"),
         ("OPTIONS", "/v1/models", "GET"),
         ("POST", "/v1/models/echo", "GET"),
-        ("POST", "/healthz", "GET"),
+        ("POST", "/healthz", "GET, HEAD"),
         ("PUT", "/admin/v1/accounts", "GET, POST"),
         ("PUT", "/admin/v1/keys/x", "DELETE, GET"),
     ],

@@ -85,7 +85,7 @@ UNSUPPORTED: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required", "functions": [{"name": "f"}],
     "function_call": {"name": "f"}, "modalities": ["text", "audio"], "audio": {"voice": "x", "format": "wav"},
     "prediction": {"type": "content", "content": "x"}, "reasoning_effort": "high", "verbosity": "low",
-    "web_search_options": {}, "moderation": {}, "store": True, "service_tier": "flex", "priority": 1,
+    "web_search_options": {}, "moderation": {}, "store": True, "priority": 1,
     "chat_template_kwargs": {"x": 1}, "best_of": 2, "echo": True, "suffix": "x", "guided_json": {}, "cache_salt": "x",
 }  # fmt: skip
 OF_COMPLETIONS = {"best_of", "echo", "suffix", "n", "priority"}

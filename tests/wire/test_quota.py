@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.penstock_process import PenstockProcess
-from tests.wire.conftest import MakeKey, chat_body, check_error
+from tests.wire.conftest import BLOCKED, MakeKey, chat_body, check_error
 
 CHAT = "/v1/chat/completions"
 DURATION = r"\d+ms|(\d+h)?(\d+m)?\d+(\.\d{1,3})?s"
@@ -32,6 +33,30 @@ def test_answers_carry_the_tightest_layers_limits(server: PenstockProcess, make_
 def test_where_nothing_is_limited_there_are_no_headers(http: httpx.Client) -> None:
     answer = http.post(CHAT, json=chat_body())
     assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "status"),
+    [
+        (CHAT, {"model": "nothing"}, 404),
+        (CHAT, {"n": 2}, 400),
+        (CHAT, {"messages": 5}, 400),
+        (CHAT, {"max_tokens": 1_000_000}, 400),
+        (CHAT, {"messages": [{"role": "user", "content": BLOCKED}]}, 400),
+        ("/v1/completions", {"prompt": [256]}, 400),
+        ("/v1/completions", {"prompt": "", "stream": True}, 400),
+    ],
+)
+def test_errors_before_a_reservation_carry_them_too(
+    server: PenstockProcess, make_key: MakeKey, path: str, changes: dict[str, Any], status: int
+) -> None:
+    body = chat_body() if path == CHAT else {"model": "echo"}
+    with server.http(make_key("one-request")) as client:
+        answers = [client.post(path, json=body | changes), client.get("/v1/models/nothing")]
+    check_error(answers[0], status)
+    for answer in answers:
+        found = [answer.headers[f"x-ratelimit-{name}-requests"] for name in ("limit", "remaining", "reset")]
+        assert found == ["1", "1", "0ms"]  # refused, and it cost nothing
 
 
 def test_a_rate_says_when_and_which(server: PenstockProcess, make_key: MakeKey) -> None:

@@ -31,6 +31,10 @@ def shared_tokenizer(data: Path) -> Callable[[str], HFTokenizer]:
     return cache(lambda name: load_tokenizer(data / name))
 
 
+def is_special(tokenizer: HFTokenizer, token_id: int) -> bool:
+    return token_id in tokenizer._table._special_ids
+
+
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 

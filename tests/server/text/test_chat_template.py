@@ -155,9 +155,30 @@ def test_broken_templates_stop_the_start(tmp_path: Path, value: object) -> None:
         ChatTemplate.load(tmp_path)
 
 
+def test_arguments_that_came_as_strings_reach_a_template_that_wants_them_exactly() -> None:
+    call = {"function": {"name": "f", "arguments": '{ "a":1}'}}
+    source = "{{ 'call ' + messages[0].tool_calls[0].function.arguments }}"
+    assert template(source).render([{"role": "assistant", "tool_calls": [call]}]) == 'call { "a":1}'
+
+
+def test_what_is_changed_is_the_client_s_and_not_the_operator_s() -> None:
+    call = {"function": {"name": "f", "arguments": '{"a": "b"}'}}
+    seen: list[Any] = []
+
+    def change(messages: Any) -> Any:
+        seen.extend(messages)
+        return [message | {"content": "changed"} for message in messages]
+
+    made = template(ROLES, system_prompt="ours")
+    assert made.render([{"role": "user", "tool_calls": [call]}], change=change) == "[system:ours][user:changed]"
+    assert seen[0]["tool_calls"][0]["function"]["arguments"] == {"a": "b"}
+
+
 def test_contents_only() -> None:
     messages = [USER, {"role": "assistant", "content": None}, {"role": "user", "content": "é!"}]
     assert ChatTemplate.contents_only().render(messages) == "Hié!"
+    assert ChatTemplate.contents_only("Be brief. ").render(messages) == "Be brief. Hié!"
+    assert ChatTemplate.contents_only("ours").render([{"role": "developer", "content": "theirs"}]) == "theirs"
 
 
 CONVERSATIONS: dict[str, list[dict[str, Any]]] = {

@@ -12,8 +12,8 @@ from server.text.tokenizer import ByteTokenizer
 TOKENIZER = ByteTokenizer()
 
 
-def stream(stops: Sequence[str] = (), terms: Sequence[str] = ()) -> TextStream:
-    return TextStream(TOKENIZER.detokenizer(), stops, ContentFilter([], terms).output_mask())
+def stream(stops: Sequence[str] = (), terms: Sequence[str] = (), min_tokens: int = 0) -> TextStream:
+    return TextStream(TOKENIZER.detokenizer(), stops, ContentFilter([], terms).output_mask(), min_tokens)
 
 
 def feed(made: TextStream, text: str) -> list[tuple[str, bool]]:
@@ -41,9 +41,31 @@ def test_stop_releases_everything_before_it() -> None:
     assert made.finish().text == ""
 
 
-def test_matched_stop_is_named() -> None:
+def test_a_stop_within_one_call() -> None:
     piece = stream(["x", "lo"]).add(b"hello")
-    assert (piece.text, piece.stopped, piece.matched) == ("hel", True, "lo")
+    assert (piece.text, piece.stopped) == ("hel", True)
+
+
+def test_no_stop_before_min_tokens() -> None:
+    assert feed(stream(["b"], min_tokens=2), "abcbd") == [("a", False), ("b", False), ("c", False), ("", True)]
+    piece = stream(["b"], min_tokens=2).add(b"abcbd")
+    assert (piece.text, piece.stopped) == ("abc", True)
+
+
+def test_a_stop_string_lies_wholly_behind_min_tokens() -> None:
+    made = stream(["bc"], min_tokens=2)
+    assert [(piece.text, piece.stopped) for piece in (made.add(b"ab"), made.add(b"c"))] == [("ab", False), ("c", False)]
+    assert made.add(b"bc").stopped
+    assert stream(["é"], min_tokens=1).add("é".encode()).stopped  # its last byte makes the character
+
+
+def test_min_tokens_that_are_never_reached() -> None:
+    made = stream(["b", "\ufffd"], ["xy"], min_tokens=9)
+    assert made.add(b"abx").text == "ab"
+    piece = made.add(b"yb\xc3")
+    assert (piece.text, piece.stopped) == ("***b", False)
+    last = made.finish()
+    assert (last.text, last.stopped) == ("\ufffd", False)
 
 
 def test_finish_releases_what_was_held() -> None:
@@ -62,23 +84,30 @@ def test_a_stop_of_replacement_characters_is_found_at_the_end() -> None:
 def test_stops_are_sought_in_what_the_model_wrote() -> None:
     assert stream(["***"], ["bad"]).add(b"a bad b").stopped is False
     hidden = stream(["bad b"], ["bad"]).add(b"a bad b")
-    assert (hidden.text, hidden.matched) == ("a ", "bad b")
+    assert (hidden.text, hidden.stopped) == ("a ", True)
 
 
 @given(
     st.lists(st.text("abé", min_size=1, max_size=3), max_size=2),
     st.lists(st.text("abé", min_size=1, max_size=3), max_size=2),
     st.lists(st.sampled_from([b"a", b"b", "é".encode(), b"\xc3", b"c"]), max_size=10).map(b"".join),
+    st.integers(0, 6),
     st.randoms(use_true_random=False),
 )
-def test_pieces_make_up_the_whole(stops: list[str], terms: list[str], data: bytes, cuts: random.Random) -> None:
-    made, out, position, stopped = stream(stops, terms), "", 0, False
+def test_pieces_make_up_the_whole(
+    stops: list[str], terms: list[str], data: bytes, min_tokens: int, cuts: random.Random
+) -> None:
+    made, out, position, stopped = stream(stops, terms, min_tokens), "", 0, False
     while position < len(data) and not stopped:
         size = cuts.randrange(4)
         piece = made.add(data[position : position + size])
         out, stopped, position = out + piece.text, piece.stopped, position + size
     out += made.finish().text
 
-    matcher = StopMatcher(stops)
-    whole = matcher.feed(data.decode(errors="replace")).text + matcher.flush()
-    assert out == ContentFilter([], terms).mask(whole)
+    whole = stream((), terms)
+    text = data.decode(errors="replace")
+    early = TOKENIZER.detokenizer().add(data[:min_tokens])
+    if stops and len(data) >= min_tokens:
+        matcher = StopMatcher(stops)
+        text = early + matcher.feed(text[len(early) :]).text + matcher.flush()
+    assert out == whole.add(text.encode()).text + whole.finish().text

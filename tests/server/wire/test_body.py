@@ -1,5 +1,6 @@
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -11,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from starlette.requests import ClientDisconnect, Request
 
 from server.errors import APIError, InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedParameter
-from server.wire.body import parse_json, read_json, read_query
+from server.wire import body as body_module
+from server.wire.body import LONG_BODY_BYTES, MAX_NAMES, MAX_NESTED, parse_json, read_json, read_query
 
 
 class Text(BaseModel):
@@ -176,9 +178,35 @@ def test_the_clients_text_is_not_repeated_at_length() -> None:
         assert len(json.dumps(error.envelope())) < 700
 
 
-def test_many_names_and_one_twice_are_found_in_linear_time() -> None:
-    names = ",".join(f'"{number}":0' for number in range(200_000))
-    assert "stands twice" in refusal(f'{{{names},"199999":0}}'.encode()).message
+def test_one_name_twice_among_many_is_found() -> None:
+    names = ",".join(f'"{number}":0' for number in range(MAX_NAMES - 1))
+    assert "stands twice" in refusal(f'{{{names},"7":0}}'.encode()).message
+
+
+@pytest.mark.parametrize("where", ["{%s}", '{"model": "big", "messages": [{%s}]}', '{"anything": {"x": {%s}}}'])
+def test_an_object_of_too_many_names_is_refused_before_it_is_validated(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Body, "model_validate_json", lambda body: pytest.fail("it was"))
+    names = ",".join(f'"{number}":0' for number in range(MAX_NAMES + 1))
+    assert "more than 4096 names" in refusal((where % names).encode()).message
+
+
+@pytest.mark.parametrize("item", [b"[]", b"{}", b'{"a":[]}'])
+def test_too_many_lists_and_objects_are_refused_unparsed(item: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", lambda *arguments, **options: pytest.fail("it was parsed"))
+    body = b'{"model": "big", "anything": [' + b",".join([item] * MAX_NESTED) + b"]}"
+    with pytest.raises(InvalidRequest, match="more than 100000 lists and objects"):
+        parse(body)
+
+
+def test_brackets_in_strings_are_text() -> None:
+    text = '[{"\\' * MAX_NESTED
+    assert parse({"model": "big", "anything": [text, text]}).anything == [text, text]
+
+
+def test_a_string_that_never_ends_is_read_once() -> None:
+    assert refusal(b'{"a":"' + b'\\"' * 500_000 + b"[" * (MAX_NESTED + 1)).code == "invalid_json"
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**64), 10**400, 1e308, 10**4000])
@@ -263,6 +291,19 @@ def request(chunks: Sequence[bytes | Stall | None], headers: dict[str, str] | No
 
 async def test_a_body_arrives_in_pieces() -> None:
     assert (await read_json(request([b'{"mod', b"", b'el": "big"}']), Body)).model == "big"
+
+
+async def test_a_long_body_is_parsed_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def parse_here(data: bytes, model: type[Body]) -> Body:
+        threads.append(threading.get_ident())
+        return parse_json(data, model)
+
+    monkeypatch.setattr(body_module, "parse_json", parse_here)
+    for size in (LONG_BODY_BYTES, LONG_BODY_BYTES + 1):
+        await read_json(request([b'{"model": "big"}'.ljust(size)]), Body)
+    assert threads[0] == threading.get_ident() != threads[1]
 
 
 async def test_a_declared_length_above_the_limit_is_refused_unread() -> None:

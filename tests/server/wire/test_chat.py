@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from pydantic import ValidationError
 
 from engines.types import FinishReason, Usage
 from server.errors import APIError, InvalidRequest, UnsupportedParameter
-from server.wire.body import parse_json
+from server.wire import chat
+from server.wire.body import LONG_BODY_BYTES, parse_json
 from server.wire.chat import (
     CancelFrame,
     ChatChunkEncoder,
@@ -138,7 +140,7 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("tools", [{"type": "function"}]), ("tools", {}), ("tool_choice", "required"), ("functions", [{}]),
     ("function_call", {"name": "f"}), ("modalities", ["text", "audio"]), ("audio", {"voice": "x"}),
     ("prediction", {"type": "content", "content": ""}), ("reasoning_effort", "low"), ("verbosity", "low"),
-    ("web_search_options", {}), ("moderation", {"model": "m"}), ("service_tier", "flex"),
+    ("web_search_options", {}), ("moderation", {"model": "m"}),
     ("chat_template_kwargs", {"enable_thinking": False}),
 ]  # fmt: skip
 
@@ -199,7 +201,7 @@ TEXT = {"type": "text", "text": "a"}
     ("message", "template"),
     [
         ({"role": "system", "content": "s"}, {"role": "system", "content": "s"}),
-        ({"role": "developer", "content": "s"}, {"role": "system", "content": "s"}),
+        ({"role": "developer", "content": "s"}, {"role": "developer", "content": "s"}),
         ({"role": "user", "content": "", "name": "ann"}, {"role": "user", "content": "", "name": "ann"}),
         ({"role": "user", "content": [TEXT, TEXT | {"text": "b"}]}, {"role": "user", "content": "ab"}),
         (
@@ -208,11 +210,7 @@ TEXT = {"type": "text", "text": "a"}
         ),
         (
             {"role": "assistant", "content": None, "tool_calls": [CALL]},
-            {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [CALL | {"function": {"name": "f", "arguments": {"a": 1}}}],
-            },
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
         ),
         (
             {"role": "assistant", "function_call": {"name": "f", "arguments": "{broken"}},
@@ -285,6 +283,68 @@ def test_messages_that_are_refused(message: dict[str, Any], param: str, words: s
     error = refusal(messages=[message])
     assert (error.status, error.param) == (400, param)
     assert words in error.message
+
+
+def test_a_tier_is_any_string() -> None:
+    for tier in ("auto", "flex", "priority", "one of tomorrow"):
+        assert parse(service_tier=tier).service_tier == tier
+    assert refusal(service_tier="x" * 129).param == "service_tier"
+    assert refusal(service_tier=1).param == "service_tier"
+
+
+# Hostile sizes. What is bounded is the number of errors and of items looked at: time follows from it.
+
+NO_PART = {"role": "user", "content": [0] * 500}
+NO_CALL = {"role": "assistant", "tool_calls": [0] * 500}
+
+
+@pytest.mark.parametrize("messages", [[0] * 2000, [NO_PART] * 10, [NO_CALL] * 10])
+def test_the_first_bad_item_of_a_list_is_the_only_one_looked_at(messages: list[Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatCompletionRequest.model_validate_json(json.dumps({"model": "m", "messages": messages}))
+    assert caught.value.error_count() == 1
+
+
+@pytest.mark.parametrize("field", ["stop", "stop_token_ids"])
+def test_the_first_bad_stop_is_the_only_one_looked_at(field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatCompletionRequest.model_validate_json(json.dumps({"model": "m", "messages": HELLO, field: [None] * 16}))
+    assert caught.value.error_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [0] * 2049}, "messages"),
+        ({"messages": [{"role": "user", "content": [0] * 8193}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [0] * 5}] * 2000}, "messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": [0] * 8193}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "x", "annotations": [0] * 8193}]}, "messages"),
+        ({"logit_bias": {f"x{i}": None for i in range(1025)}}, "logit_bias"),
+        ({"metadata": {f"x{i}": None for i in range(17)}}, "metadata"),
+        ({"stop": [0] * 17}, "stop"),
+        ({"stop_token_ids": [None] * 65}, "stop_token_ids"),
+    ],
+)
+def test_what_is_too_long_is_refused_before_its_items_are_validated(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatCompletionRequest.model_validate_json(json.dumps({"model": "m", "messages": HELLO} | fields))
+    (error,) = caught.value.errors()
+    assert (error["loc"], error["type"]) == ((param,), "too_many")
+    assert "at most" in refusal(**fields).message
+
+
+async def test_a_long_frame_is_parsed_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def parse_here(data: str | bytes) -> ChatCompletionFrame | CancelFrame:
+        threads.append(threading.get_ident())
+        return parse_frame(data)
+
+    monkeypatch.setattr(chat, "parse_frame", parse_here)
+    for size in (1, LONG_BODY_BYTES):
+        await chat.read_frame(json.dumps({"model": "m", "messages": HELLO, "user": "x" * size}))
+    assert threads[0] == threading.get_ident() != threads[1]
 
 
 # Fuzz
@@ -424,10 +484,8 @@ def test_chunks_are_openai_s(include_usage: bool) -> None:
     assert parsed[3].usage.total_tokens == 8
 
 
-def test_a_client_s_request_id_and_tier_are_echoed_whatever_they_hold() -> None:
-    head = ResponseHead("chatcmpl-1", 1, "m@1", "fp", service_tier="default")
-    encoder = ChatChunkEncoder(head, request_id='\0"choices":[')
+def test_a_client_s_request_id_is_echoed_whatever_it_holds() -> None:
+    encoder = ChatChunkEncoder(HEAD, request_id='\0"choices":[')
     for chunk in (encoder.role_chunk(), encoder.text_chunk("t"), encoder.usage_chunk(USAGE)):
-        body = json.loads(chunk)
-        assert (body["request_id"], body["service_tier"]) == ('\0"choices":[', "default")
+        assert json.loads(chunk)["request_id"] == '\0"choices":['
     assert json.loads(encoder.text_chunk("t"))["choices"][0]["delta"] == {"content": "t"}

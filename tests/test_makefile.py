@@ -1,0 +1,40 @@
+"""What the Makefile leaves behind when one of its lines fails."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkout that is set up, with a Python of the test's own."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/.installed"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def make_key(folder: Path, python: str) -> int:
+    if shutil.which("make") is None:
+        pytest.skip("no make is installed")
+    program = folder / ".venv" / "bin" / "python"
+    program.write_text(f"#!/bin/sh\n{python}\n")
+    program.chmod(0o700)
+    return subprocess.run(["make", ".data/dev-key"], cwd=folder, capture_output=True, check=False).returncode
+
+
+def test_a_development_key_is_made_whole_or_not_at_all(folder: Path) -> None:
+    key = folder / ".data" / "dev-key"
+    assert make_key(folder, "printf sk-pen-; exit 1") != 0
+    assert not key.exists()
+    assert make_key(folder, "echo sk-pen-whole") == 0
+    assert key.read_text() == "sk-pen-whole\n"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
