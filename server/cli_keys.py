@@ -83,17 +83,9 @@ def list_keys(
             found.extend(page)
         return found
 
-    table = Table(
-        Column("id", no_wrap=True, min_width=8),
-        "account",
-        "kind",
-        "name",
-        "models",
-        "features",
-        "created",
-        "last used",
-        "state",
-    )
+    titles = ("account", "kind", "name", "models", "features", "created", "last used", "state")
+    wrapped = (Column(title, overflow="fold") for title in titles)  # on a narrow terminal nothing is cut off
+    table = Table(Column("id", no_wrap=True, min_width=8), *wrapped)
     for key in _run(work, config, data_dir):
         table.add_row(
             key.id,
