@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -83,19 +84,19 @@ def list_keys(
             found.extend(page)
         return found
 
-    titles = ("account", "kind", "name", "models", "features", "created", "last used", "state")
-    wrapped = (Column(title, overflow="fold") for title in titles)  # on a narrow terminal nothing is cut off
-    table = Table(Column("id", no_wrap=True, min_width=8), *wrapped)
+    # On a narrow terminal what is long is wrapped, and nothing is cut off.
+    short = [Column(title, no_wrap=True) for title in ("id", "created", "last used")]
+    long = [Column(title, overflow="fold") for title in ("account", "kind", "name", "scope", "state")]
+    table = Table(*short, *long, box=box.SIMPLE, pad_edge=False)
     for key in _run(work, config, data_dir):
         table.add_row(
             key.id,
+            _day(key.created_at),
+            _day(key.last_used_at),
             key.account_name,
             key.kind,
             key.name,
-            ", ".join(sorted(key.models)) if key.models is not None else "all",
-            ", ".join(sorted(key.features)) if key.features is not None else "all",
-            _moment(key.created_at),
-            _moment(key.last_used_at),
+            _scope(key),
             _state(key),
         )
     Console().print(table)
@@ -160,15 +161,21 @@ async def _owner(store: Store, name: str | None, kind: KeyKind) -> Account:
     return await store.accounts.ensure(name)
 
 
-def _moment(moment: datetime | None) -> str:
-    return "never" if moment is None else moment.strftime("%Y-%m-%d %H:%M")
+def _day(moment: datetime | None) -> str:
+    return "never" if moment is None else moment.strftime("%Y-%m-%d")
+
+
+def _scope(key: Key) -> str:
+    """What the key is confined to."""
+    scopes = (("models", key.models), ("features", key.features))
+    return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in scopes if names is not None) or "all"
 
 
 def _state(key: Key) -> str:
     if key.revoked_at is not None:
-        return f"revoked {_moment(key.revoked_at)}"
+        return f"revoked {_day(key.revoked_at)}"
     if key.expires_at is not None:
-        return f"{'expired' if key.expires_at <= utc_now() else 'expires'} {_moment(key.expires_at)}"
+        return f"{'expired' if key.expires_at <= utc_now() else 'expires'} {_day(key.expires_at)}"
     return "active"
 
 
