@@ -85,61 +85,83 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     if settings.server.redis_url:
         raise SettingsError("server.redis_url: there is no shared ledger yet: leave it empty, with one gateway")
     async with contextlib.AsyncExitStack() as stack:
-        metrics = Metrics()
-        store = await Store.open(settings.server.database_url, settings.server.data_dir)
-        stack.push_async_callback(store.close)
-        pepper = await load_pepper(store, settings.secrets.key_pepper or "")
-        generated = await ensure_presets(store, pepper, settings.secrets.api_key, settings.secrets.admin_key)
-        authenticator = Authenticator(store.keys, pepper)
-        authenticator.start()
-        stack.push_async_callback(authenticator.close)
-        writer = UsageWriter(store.usage)
-        writer.start()
-        stack.push_async_callback(writer.close)
-        metrics.count_lost_usage(lambda: writer.dropped)
+        records = await _open_records(stack, settings)
         ledger = MemoryLedger()
         stack.push_async_callback(ledger.close)
-        await _restore(ledger, store)
+        await _restore(ledger, records.store)
         leases = LeaseKeeper(ledger)
         _background(stack, leases.run())
+        metrics = Metrics()
+        metrics.count_lost_usage(lambda: records.writer.dropped)
         registry = await _start_models(stack, settings, metrics)
-        router = Router(registry, settings.routing)
+        yield _assemble(settings, records, ledger, leases, metrics, registry)
 
-        def finished(record: UsageRecord, caller: Caller) -> None:
-            writer.record(record)
-            report(record, caller, metrics)
 
-        def count_refusal(refusal: Refusal) -> None:
-            metrics.refusals.labels(refusal.level, refusal.dimension).inc()
+@dataclass(slots=True, frozen=True)
+class _Records:
+    """The durable side: who may ask, and what was used."""
 
-        entitlement = Entitlement(ledger, settings.quota.plans, count_refusal)
-        services: Services
-        resources = Resources(
-            entitlement=entitlement,
-            leases=leases,
-            metrics=metrics,
-            timeouts=settings.timeouts,
-            finished=finished,
-            salt_key=hmac.digest(pepper, b"prefix cache", hashlib.sha256),
-            is_draining=lambda: services.draining,
-        )
-        content_filter = ContentFilter(settings.filter.block_input, settings.filter.mask_output)
-        services = Services(
-            settings=settings,
-            store=store,
-            pepper=pepper,
-            generated_keys=generated,
-            authenticator=authenticator,
-            ledger=ledger,
-            entitlement=entitlement,
-            plans=settings.quota.plans,
-            registry=registry,
-            router=router,
-            pipeline=Pipeline(router, content_filter, resources),
-            leases=leases,
-            metrics=metrics,
-        )
-        yield services
+    store: Store
+    pepper: bytes
+    generated_keys: GeneratedKeys
+    authenticator: Authenticator
+    writer: UsageWriter
+
+
+async def _open_records(stack: contextlib.AsyncExitStack, settings: Settings) -> _Records:
+    store = await Store.open(settings.server.database_url, settings.server.data_dir)
+    stack.push_async_callback(store.close)
+    secrets = settings.secrets
+    pepper = await load_pepper(store, secrets.key_pepper or "")
+    generated = await ensure_presets(store, pepper, secrets.api_key, secrets.admin_key)
+    authenticator = Authenticator(store.keys, pepper)
+    authenticator.start()
+    stack.push_async_callback(authenticator.close)
+    writer = UsageWriter(store.usage)
+    writer.start()
+    stack.push_async_callback(writer.close)
+    return _Records(store, pepper, generated, authenticator, writer)
+
+
+def _assemble(
+    settings: Settings, records: _Records, ledger: Ledger, leases: LeaseKeeper, metrics: Metrics, registry: Registry
+) -> Services:
+    def finished(record: UsageRecord, caller: Caller) -> None:
+        records.writer.record(record)
+        report(record, caller, metrics)
+
+    def count_refusal(refusal: Refusal) -> None:
+        metrics.refusals.labels(refusal.level, refusal.dimension).inc()
+
+    entitlement = Entitlement(ledger, settings.quota.plans, count_refusal)
+    router = Router(registry, settings.routing)
+    services: Services
+    resources = Resources(
+        entitlement=entitlement,
+        leases=leases,
+        metrics=metrics,
+        timeouts=settings.timeouts,
+        finished=finished,
+        salt_key=hmac.digest(records.pepper, b"prefix cache", hashlib.sha256),
+        is_draining=lambda: services.draining,
+    )
+    content_filter = ContentFilter(settings.filter.block_input, settings.filter.mask_output)
+    services = Services(
+        settings=settings,
+        store=records.store,
+        pepper=records.pepper,
+        generated_keys=records.generated_keys,
+        authenticator=records.authenticator,
+        ledger=ledger,
+        entitlement=entitlement,
+        plans=settings.quota.plans,
+        registry=registry,
+        router=router,
+        pipeline=Pipeline(router, content_filter, resources),
+        leases=leases,
+        metrics=metrics,
+    )
+    return services
 
 
 async def _restore(ledger: Ledger, store: Store) -> None:

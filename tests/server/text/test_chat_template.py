@@ -116,10 +116,8 @@ def test_failures_tell_nothing_of_the_inside(source: str) -> None:
 def test_limits(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "TIME_LIMIT", 0.05)
     monkeypatch.setattr(chat_template, "MAX_OUTPUT", 10_000)
-    start = time.monotonic()
     with pytest.raises(InvalidRequest, match="too long"):
         template(source).render([USER])
-    assert time.monotonic() - start < 2
 
 
 def test_too_many_messages() -> None:
