@@ -1,6 +1,6 @@
 """The decision: what a request asks of each counter, and which limit refuses it. Changes nothing."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from quota.counters import Charge, CounterKey, Counters
@@ -75,13 +75,20 @@ def refusal(asked: list[Demand]) -> Refusal | None:
 
 def remaining(counters: Counters, layers: Collection[Layer], now: int) -> Remaining:
     """What the tightest layer has left, for requests and for tokens. Concurrency is not among them."""
-    readings: dict[Unit, list[Reading]] = {Unit.REQUESTS: [], Unit.TOKENS: []}
-    for layer in layers:
-        for dimension, limit in layer.limits.items():
-            if dimension.kind is not Kind.GAUGE:
-                key = CounterKey.of(layer, dimension, now)
-                readings[dimension.unit].append(counters.reading(key, limit, now))
-    requests, tokens = _tightest(readings[Unit.REQUESTS]), _tightest(readings[Unit.TOKENS])
+    return remaining_of(
+        (dimension, counters.reading(CounterKey.of(layer, dimension, now), limit, now))
+        for layer in layers
+        for dimension, limit in layer.limits.items()
+        if dimension.kind is not Kind.GAUGE
+    )
+
+
+def remaining_of(readings: Iterable[tuple[Dimension, Reading]]) -> Remaining:
+    """The tightest of these readings, for requests and for tokens; of equal ones the first."""
+    by_unit: dict[Unit, list[Reading]] = {Unit.REQUESTS: [], Unit.TOKENS: []}
+    for dimension, reading in readings:
+        by_unit[dimension.unit].append(reading)
+    requests, tokens = _tightest(by_unit[Unit.REQUESTS]), _tightest(by_unit[Unit.TOKENS])
     return Remaining(
         limit_requests=requests.limit if requests else None,
         remaining_requests=requests.remaining if requests else None,

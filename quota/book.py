@@ -51,11 +51,13 @@ class Book:
     one that is due first stands at its head.
     """
 
-    def __init__(self, account: str, lease_ms: int, audit: Callable[[AuditRecord], None] | None) -> None:
+    def __init__(
+        self, account: str, lease_ms: int, audit: Callable[[AuditRecord], None] | None, full_ms: int = 0
+    ) -> None:
         self.account = account
         self._lease_ms = lease_ms
         self._audit = audit
-        self._counters = Counters()
+        self._counters = Counters(full_ms)
         self._open: OrderedDict[str, Lease] = OrderedDict()
         self._expired: OrderedDict[str, Lease] = OrderedDict()
         self._finished: OrderedDict[str, Lease] = OrderedDict()
@@ -175,6 +177,10 @@ class Book:
         lease.forget_at = now + self._lease_ms
         self._finished[lease_id] = lease
         return True
+
+    def fill(self, now: int) -> None:
+        """Make every bucket a full one: nobody knows what was charged meanwhile."""
+        self._counters.fill(now)
 
     # -- housekeeping and introspection ------------------------------------------------------------
 

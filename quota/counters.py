@@ -46,9 +46,13 @@ class Charge:
 
 
 class Counters:
-    """Buckets by key, and budgets and gauges by key. Counters that say nothing (empty, 0) may be absent."""
+    """Buckets by key, and budgets and gauges by key. Counters that say nothing (empty, 0) may be absent.
 
-    def __init__(self) -> None:
+    Buckets that were never charged were full at `full_ms` (0: they start empty).
+    """
+
+    def __init__(self, full_ms: int = 0) -> None:
+        self._full_ms = full_ms
         self._buckets: OrderedDict[CounterKey, Bucket] = OrderedDict()
         self._counts: OrderedDict[CounterKey, int] = OrderedDict()
 
@@ -59,8 +63,17 @@ class Counters:
         """In requests or tokens; for a bucket in sixty-thousandths, leaked up to `now` under `limit`."""
         if key.dimension.kind is not Kind.BUCKET:
             return self._counts.get(key, 0)
-        bucket = self._buckets.get(key)
-        return bucket.level(now, limit) if bucket else 0
+        return self._bucket(key, limit).level(now, limit)
+
+    def _bucket(self, key: CounterKey, limit: int) -> Bucket:
+        """The bucket that is kept, or the one that is implied."""
+        used = limit * MINUTE_MS if self._full_ms else 0
+        return self._buckets.get(key) or Bucket(used, self._full_ms, limit)
+
+    def fill(self, now: int) -> None:
+        """Make every bucket a full one."""
+        self._buckets.clear()
+        self._full_ms = now
 
     def reading(self, key: CounterKey, limit: int, now: int) -> Reading:
         period = key.dimension.period
@@ -73,7 +86,7 @@ class Counters:
             self.add(key, cost)
             return Charge(held + cost, limit)
         assert limit is not None
-        bucket = self._buckets.setdefault(key, Bucket(0, now, limit))
+        bucket = self._buckets[key] = self._bucket(key, limit)
         bucket.set_level(bucket.level(now, limit) + cost * MINUTE_MS, now, limit)
         return Charge(held + cost, limit, bucket.used, now)
 
@@ -91,9 +104,9 @@ class Counters:
             self.add(key, change)
 
     def _correct_bucket(self, key: CounterKey, charge: Charge, change: int, now: int) -> None:
-        bucket = self._buckets.get(key)
-        if bucket is None or not bucket.level(now, bucket.limit):  # empty is the same as absent
-            bucket = self._buckets[key] = Bucket(0, now, charge.limit or 0)
+        bucket = self._buckets[key] = self._bucket(key, charge.limit or 0)
+        if not bucket.level(now, bucket.limit):  # empty is the same as absent
+            bucket.set_level(0, now, charge.limit or 0)
         left = undrained(charge.level, charge.charged_ms, now, bucket.limit)
         level = bucket.level(now, bucket.limit) + max(change * MINUTE_MS, -left)
         bucket.set_level(level, now, bucket.limit)
@@ -108,7 +121,8 @@ class Counters:
 
     def sweep(self, now: int, at_most: int) -> None:
         """Look at some counters of each sort, and drop those that no longer say anything."""
-        rotate(self._buckets, at_most, lambda _, bucket: bucket.level(now, bucket.limit) == 0)
+        if now - self._full_ms >= MINUTE_MS:  # until then an absent bucket is not an empty one
+            rotate(self._buckets, at_most, lambda _, bucket: bucket.level(now, bucket.limit) == 0)
         rotate(self._counts, at_most, lambda key, _: key.is_over(now))
 
     def snapshot(self, now: int) -> Iterator[Counter]:

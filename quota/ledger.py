@@ -34,6 +34,16 @@ REAP_PER_CALL = 64
 """Overdue leases of the account that one call ends, oldest first, before it does its own work."""
 BUDGET_GRACE_MS = 3_600_000
 """How long a day's or month's counter outlives its period, for the requests that it admitted."""
+MAX_COUNT = 10**15
+"""Most tokens that one call may speak of: what a shared ledger's script still counts exactly."""
+
+
+def require_count(count: int) -> None:
+    """Raises ValueError for tokens or requests that no ledger can count."""
+    if count < 0:
+        raise ValueError(f"a count can't be below 0: {count}")
+    if count > MAX_COUNT:
+        raise ValueError(f"a count can't be above {MAX_COUNT}: {count}")
 
 
 class CostAboveLimit(ValueError):
@@ -46,6 +56,14 @@ class CostAboveLimit(ValueError):
         layer = f"{level} {name}" if name else str(level)
         super().__init__(f"the request costs {cost}, above the {dimension} limit of {limit} of its {layer}")
         self.level, self.name, self.dimension, self.limit, self.cost = level, name, dimension, limit, cost
+
+
+class LedgerUnavailable(OSError):
+    """A shared ledger gives no answer. Whether it took the step is not known: every step may be repeated."""
+
+
+class QuotaUnavailable(LedgerUnavailable):
+    """A request that only the shared ledger could admit, while it gives no answer: a budget applies to it."""
 
 
 class IntegrityError(AssertionError):
@@ -136,6 +154,17 @@ class AccountUsage:
     leases: tuple[Reservation, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PastUsage:
+    """One day's durable usage of one layer of an account: what budgets are restored from."""
+
+    level: Level
+    name: str
+    day: date
+    requests: int
+    tokens: int
+
+
 class Event(StrEnum):
     RESERVED = "reserved"
     REFUSED = "refused"
@@ -170,8 +199,8 @@ class Ledger(Protocol):
         period), answers admitted and charges nothing. The id of an expired lease is admitted again:
         what is still charged for it is not charged twice, and the day it first came in stays its day.
 
-        Raises `CostAboveLimit` before any charge when no wait would help, and ValueError for negative
-        tokens or a layer given twice.
+        Raises `CostAboveLimit` before any charge when no wait would help, and ValueError for tokens
+        below 0 or above `MAX_COUNT`, or a layer given twice.
         """
         ...
 

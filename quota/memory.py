@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import date
 
 from quota.book import Book
-from quota.ledger import LEASE_MS, AccountUsage, AuditRecord, QuotaDecision, Remaining
+from quota.ledger import LEASE_MS, AccountUsage, AuditRecord, QuotaDecision, Remaining, require_count
 from quota.levels import Layer, Level
 
 _SWEEP_ACCOUNTS = 2
@@ -37,16 +37,17 @@ class MemoryLedger:
         self._clock = clock
         self._lease_ms = lease_ms
         self._audit = audit
+        self._full_ms = 0
         self._books: OrderedDict[str, Book] = OrderedDict()
 
     async def reserve(self, lease_id: str, account: str, layers: Collection[Layer], tokens: int) -> QuotaDecision:
-        _require_count(tokens)
+        require_count(tokens)
         now = self._clock()
         self._sweep(now)
         return self._kept_book(account).reserve(lease_id, layers, tokens, now)
 
     async def settle(self, lease_id: str, account: str, tokens: int) -> bool:
-        _require_count(tokens)
+        require_count(tokens)
         return self._book(account).settle(lease_id, tokens, self._clock())
 
     async def release(self, lease_id: str, account: str) -> bool:
@@ -59,7 +60,8 @@ class MemoryLedger:
         return self._book(account).peek(layers, self._clock())
 
     async def restore(self, account: str, level: Level, name: str, day: date, requests: int, tokens: int) -> bool:
-        _require_count(min(requests, tokens))
+        require_count(requests)
+        require_count(tokens)
         return self._kept_book(account).restore(level, name, day, requests, tokens, self._clock())
 
     async def usage(self, account: str) -> AccountUsage:
@@ -72,9 +74,15 @@ class MemoryLedger:
     async def close(self) -> None:
         self._books.clear()
 
+    def fill(self) -> None:
+        """Make every bucket a full one, those of accounts still to come included."""
+        self._full_ms = self._clock()
+        for book in self._books.values():
+            book.fill(self._full_ms)
+
     def _book(self, account: str) -> Book:
         """The account's book, an empty one if it has none: only what charges keeps it."""
-        return self._books.get(account) or Book(account, self._lease_ms, self._audit)
+        return self._books.get(account) or Book(account, self._lease_ms, self._audit, self._full_ms)
 
     def _kept_book(self, account: str) -> Book:
         book = self._books[account] = self._book(account)
@@ -85,8 +93,3 @@ class MemoryLedger:
             account, book = self._books.popitem(last=False)
             if not book.sweep(now, _SWEEP_COUNTERS):
                 self._books[account] = book
-
-
-def _require_count(count: int) -> None:
-    if count < 0:
-        raise ValueError(f"a count can't be below 0: {count}")

@@ -1,14 +1,20 @@
 """Every test that takes `ledger` or `make_ledger` runs over each ledger; its audit log is replayed after it."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
+from quota.encoding import audit_record
 from quota.ledger import AuditRecord, Event, Ledger
 from quota.levels import Kind
 from quota.memory import MemoryLedger
 from quota.meters import MINUTE_MS
+from quota.redis import RedisLedger
+from tests.quota.redis_server import WHY_NOT, RedisServer, is_installed
 
 
 class Clock:
@@ -37,10 +43,73 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=[_memory], ids=["memory"])
+class AuditedRedisLedger(RedisLedger):
+    """Reads its own audit log after each step, and leaves no key behind."""
+
+    def __init__(self, url: str, on_record: Callable[[AuditRecord], None], **options: Any) -> None:
+        super().__init__(url, audit=True, **options)
+        self._on_record = on_record
+        self._read_up_to: dict[str, str] = {}
+        self._reading = asyncio.Lock()
+
+    async def _run(self, script: str, account: str, *arguments: str | bytes | int, nonce: str = "") -> Any:
+        try:
+            return await super()._run(script, account, *arguments, nonce=nonce)
+        finally:
+            await self._pass_on(account)
+
+    async def _pass_on(self, account: str) -> None:
+        key = f"{self._prefix}:{{{account}}}:a"
+        async with self._reading:
+            for entry_id, entry in await self._link.ask("XRANGE", key, self._read_up_to.get(account, "-"), "+"):
+                self._read_up_to[account] = "(" + entry_id.decode()
+                self._on_record(audit_record(account, entry))
+
+    async def close(self) -> None:
+        _, keys = await self._link.ask("SCAN", "0", "MATCH", f"{self._prefix}:*", "COUNT", 1_000_000)
+        if keys:
+            await self._link.ask("DEL", *keys)
+        await super().close()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for all tests that do not kill it. Each ledger has a prefix of its own."""
+    if not is_installed():
+        pytest.skip(WHY_NOT)
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+_prefixes = map("test{}".format, itertools.count())
+
+
+@pytest.fixture(params=["memory", "redis"])
 def make_ledger(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
     """(clock, audit) -> a new, empty ledger of the kind under test."""
-    return request.param
+    if request.param == "memory":
+        return _memory
+    url = request.getfixturevalue("redis_server").url
+    return lambda clock, audit: AuditedRedisLedger(url, audit, clock=clock, prefix=next(_prefixes))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A skipped half is said, not only counted."""
+    if not is_installed():
+        terminalreporter.write_line(f"quota: {WHY_NOT}", yellow=True)
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Of keys that no other test uses."""
+    return next(_prefixes)
 
 
 @pytest.fixture

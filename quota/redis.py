@@ -1,0 +1,173 @@
+"""The shared ledger: any number of gateways on one Redis (7 or newer), each step one script and one round trip.
+
+Redis must not evict keys (`maxmemory-policy noeviction`): it would forget what was spent.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis import exceptions
+from redis.asyncio import Connection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from quota.breaker import PROBE_EVERY, Breaker
+from quota.ledger import LEASE_MS, IntegrityError, LedgerUnavailable
+from quota.patience import patience
+from quota.scripted import History, Script, ScriptedLedger
+
+TIMEOUT = 0.25  # seconds an operation may take, its one repetition included
+MAX_CONNECTIONS = 16
+_NO_ANSWER = (
+    OSError,
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+    exceptions.ClusterDownError,
+    exceptions.MasterDownError,
+    exceptions.TryAgainError,
+)
+
+_NOT_NOW = {"BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE"}  # answers of a server that takes no write now
+
+log = logging.getLogger("penstock.quota")
+
+
+class Link:
+    """Asks Redis, a bounded number of questions at a time, each within `TIMEOUT`.
+
+    Raises `LedgerUnavailable` where there is no answer, and at once after `FAILURES` of those in a row: then a
+    probe asks each second, beside the requests, until Redis takes a write again.
+    """
+
+    def __init__(self, url: str, probe_key: str, max_connections: int, timeout: float) -> None:
+        self._pool: ConnectionPool = ConnectionPool.from_url(
+            url,
+            max_connections=max_connections,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=None,  # ours covers the whole operation, and a busy event loop does not trip it
+            socket_connect_timeout=None,
+            protocol=2,
+        )
+        self._slots = asyncio.Semaphore(max_connections)
+        self._timeout = timeout
+        self._probe_key = probe_key
+        self._breaker = Breaker()
+        self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def is_up(self) -> bool:
+        return not self._breaker.is_open
+
+    async def run(self, script: Script, *arguments: str | bytes | int) -> Any:
+        """One script on its first argument, which is its key. One round trip, once Redis knows the script."""
+        try:
+            try:
+                return await self.ask("EVALSHA", script.sha, 1, *arguments)
+            except exceptions.NoScriptError:
+                return await self.ask("EVAL", script.text, 1, *arguments)
+        except exceptions.ResponseError as error:  # nothing was written
+            raise IntegrityError(f"the keys beside {arguments[0]!r} hold what is not the ledger's: {error}") from error
+
+    async def ask(self, *command: str | bytes | int) -> Any:
+        """One command, asked once more on another connection if its own breaks before the answer."""
+        async with self._slots:
+            if self._breaker.is_open:
+                raise LedgerUnavailable("Redis does not answer")
+            try:
+                async with patience(self._timeout):
+                    try:
+                        reply = await self._exchange(*command)
+                    except exceptions.ConnectionError:
+                        reply = await self._exchange(*command)
+            except _NO_ANSWER as error:
+                self._failed(error)
+                raise LedgerUnavailable(f"Redis gives no answer: {error or type(error).__name__}") from error
+            except exceptions.ResponseError as error:
+                if str(error).split(" ", 1)[0] in _NOT_NOW:
+                    self._failed(error)
+                    raise LedgerUnavailable(f"Redis takes no write: {error}") from error
+                self._breaker.succeeded()
+                raise
+            self._breaker.succeeded()
+            return reply
+
+    async def _exchange(self, *command: str | bytes | int) -> Any:
+        async with self._connection() as connection:
+            await connection.send_command(*command)
+            return await connection.read_response()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        connection: Connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            yield connection
+        except exceptions.ResponseError:
+            raise
+        except BaseException:  # a reply may still come, to whoever reads next
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._pool.release(connection)
+
+    def _failed(self, error: Exception) -> None:
+        if self._breaker.failed():
+            log.warning("Redis does not answer, quotas go on without it: %s", error or type(error).__name__)
+            self._probing = asyncio.create_task(self._probe())
+
+    async def _probe(self) -> None:
+        while self._breaker.is_open:
+            await asyncio.sleep(PROBE_EVERY)
+            try:
+                async with patience(self._timeout):
+                    await self._exchange("SET", self._probe_key, "1", "PX", 60_000)
+            except (*_NO_ANSWER, exceptions.RedisError) as error:
+                log.debug("Redis still does not answer: %s", error)
+            else:
+                self._breaker.succeeded()
+                log.warning("Redis answers again")
+
+    async def close(self) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+        await self._pool.disconnect()
+
+
+class RedisLedger(ScriptedLedger):
+    """A `Ledger` in the Redis at `url`. `timeout` is in seconds, for one step."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "penstock",
+        lease_ms: int = LEASE_MS,
+        history: History | None = None,
+        epoch: str | None = None,
+        remember: Callable[[str], Awaitable[None]] | None = None,
+        audit: bool = False,
+        clock: Callable[[], int] | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        link = Link(url, f"{prefix}:probe", max_connections, timeout)
+        super().__init__(link, prefix, lease_ms, history, epoch, remember, audit, clock)
+
+    async def check_server(self) -> None:
+        """Raises ValueError, with what to change, if this Redis can't keep a ledger."""
+        info = dict(
+            line.split(":", 1)
+            for line in (await self._link.ask("INFO", "everything")).decode().split("\r\n")
+            if ":" in line
+        )
+        if int(info["redis_version"].split(".")[0]) < 7:
+            raise ValueError(f"Redis {info['redis_version']} is too old: the shared ledger needs 7 or newer")
+        if int(info["maxmemory"]) and info["maxmemory_policy"] != "noeviction":
+            policy = info["maxmemory_policy"]
+            raise ValueError(
+                f"Redis evicts keys ({policy}) and would forget quotas: set maxmemory-policy to noeviction"
+            )

@@ -1,0 +1,9 @@
+-- KEYS: where the epoch is kept. ARGV: clock, a new epoch, '1' if the caller remembers an older one: then Redis has
+-- lost its memory. Answers '<epoch> <when it did, in ms, or 0>', a new one if there is none.
+local known = redis.call('GET', KEYS[1])
+if known then return known end
+local t = redis.call('TIME')
+local now = tonumber(ARGV[1]) or t[1] * 1000 + math.floor(t[2] / 1000)
+local value = ARGV[2] .. ' ' .. (ARGV[3] == '1' and string.format('%d', now) or '0')
+redis.call('SET', KEYS[1], value)
+return value

@@ -1,0 +1,86 @@
+-- One call's view of one account. What is read is kept, what is changed is only noted, and commit() writes it
+-- all at the very end: a script that dies is not rolled back, so whatever can fail must fail before.
+-- Put before every script, after a line that defines LEASE, PERIODS, REAP, GRACE, BUDGETS and AUDIT (quota/redis.py).
+local floor, max, min, sub, format = math.floor, math.max, math.min, string.sub, string.format
+local call = redis.call
+local MINUTE, DAY, EXACT = 60000, 86400000, 9007199254740991
+local BASE = sub(KEYS[1], 1, -2) -- every key of the account begins with it, so all share one hash tag
+
+local function int(value)
+  local n = tonumber(value)
+  if not n or n ~= floor(n) or n > EXACT or n < -EXACT then
+    error('not an exact integer: ' .. tostring(value))
+  end
+  return n
+end
+
+local function text(n) -- never tostring(): 1e+15, -0
+  if n ~= floor(n) or n > EXACT or n < -EXACT then int(n) end
+  return format('%d', n)
+end
+
+local function clock() -- ARGV[1]: the time, given by tests only
+  if ARGV[1] ~= '' then return int(ARGV[1]) end
+  local t = call('TIME')
+  return t[1] * 1000 + floor(t[2] / 1000)
+end
+
+local now = clock()
+local mark = call('GET', BASE .. 'e') -- 'open <when Redis last lost its memory, or 0> <epoch>'
+local lost_ms = int(string.match(mark or '', '^open (%d+)') or 0)
+local tables, changed = {}, {} -- of hashes (field to value) and sorted sets (member to score); false: not in it
+local log, new_mark = {}, nil
+
+local IS_NUMBER = { g = true, d = true, m = true, u = true, o = true, f = true }
+
+-- A value as the scripts use it: a bucket as {used, updated, limit}, a count or a score as a number.
+local function parsed(kind, value)
+  if IS_NUMBER[kind] then return int(value) end
+  if kind ~= 'b' then return value end
+  local used, updated, limit = string.match(value, '^(%d+) (%d+) (%d+)$')
+  return { int(used), int(updated), int(limit) }
+end
+
+-- Read these fields of a hash (or, with ZMSCORE, members of a sorted set) in one command.
+local function fetch(suffix, fields, command)
+  local known, ask, kind = tables[suffix] or {}, {}, sub(suffix, 1, 1)
+  tables[suffix] = known
+  for i = 1, #fields do
+    if known[fields[i]] == nil then ask[#ask + 1] = fields[i] end
+  end
+  for first = 1, #ask, 1000 do
+    local values = call(command or 'HMGET', BASE .. suffix, unpack(ask, first, min(first + 999, #ask)))
+    for i = 1, #values do known[ask[first + i - 1]] = values[i] and parsed(kind, values[i]) end
+  end
+  return known
+end
+
+local function get(suffix, field)
+  local known = tables[suffix]
+  if known and known[field] ~= nil then return known[field] end
+  return fetch(suffix, { field })[field]
+end
+
+local function put(suffix, field, value) -- false removes it. What is put into must have been read
+  local known, dirty = tables[suffix], changed[suffix]
+  if not known then
+    known = {}
+    tables[suffix] = known
+  end
+  if not dirty then
+    dirty = {}
+    changed[suffix] = dirty
+  end
+  known[field] = value
+  dirty[field] = true
+end
+
+-- The account's marker when it may not be admitted to yet: {'unopened', nonce}. RedisLedger._open() says why.
+local function unopened()
+  if mark then
+    local nonce = string.match(mark, '^wait (.+)$')
+    return nonce and { 'unopened', nonce }
+  end
+  call('SET', BASE .. 'e', 'wait ' .. ARGV[2], 'PX', MINUTE)
+  return { 'unopened', ARGV[2] }
+end

@@ -1,0 +1,425 @@
+"""What only the shared ledger has: scripts, keys, expiry, and a database that others may write to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from datetime import date
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from quota.encoding import CODES, decode, encode
+from quota.ledger import LEASE_MS, MAX_COUNT, CostAboveLimit, IntegrityError, LedgerUnavailable
+from quota.levels import Dimension, Layer, Level, Limits
+from quota.meters import MINUTE_MS
+from quota.redis import RedisLedger
+from quota.scripted import load_scripts
+from tests.quota.replay import Replay
+
+if TYPE_CHECKING:
+    from tests.quota.conftest import Clock
+
+A = "acme"
+SCALE = int(os.environ.get("PENSTOCK_TEST_SCALE", "1"))
+FULL = Limits(rpm=100, tpm=60_000, requests_per_day=100, tokens_per_day=1000, tokens_per_month=5000, concurrent=10)
+LAYERS = (Layer(Level.ACCOUNT, "", FULL), Layer(Level.KEY, "k1", FULL))
+
+
+@pytest.fixture
+async def ledger(redis_url: str, prefix: str, clock: Clock) -> AsyncIterator[RedisLedger]:
+    ledger = RedisLedger(f"{redis_url}/1", prefix=prefix, clock=clock, audit=True)
+    await ledger._link.ask("FLUSHDB")
+    yield ledger
+    await ledger.close()
+
+
+async def keys_of(ledger: RedisLedger) -> list[bytes]:
+    found: list[bytes] = await ledger._link.ask("KEYS", f"{ledger._prefix}:*")
+    return found
+
+
+async def a_life(ledger: RedisLedger, clock: Clock, account: str = A) -> None:
+    """Some of every step."""
+    await ledger.restore(account, Level.ACCOUNT, "", date(2025, 3, 1), 1, 10)
+    for n in range(6):
+        await ledger.reserve(f"r{n}", account, LAYERS, 20)
+    await ledger.renew(account, {"r0": 3, "r1": 4})
+    await ledger.settle("r2", account, 7)
+    await ledger.release("r3", account)
+    clock.advance(LEASE_MS)
+    await ledger.peek(account, LAYERS)
+    await ledger.reserve("r9", account, LAYERS, 20)
+
+
+# -- the server ----------------------------------------------------------------------------------------------
+
+
+async def test_scripts_are_loaded_again_when_redis_forgot_them(ledger: RedisLedger) -> None:
+    for n in range(3):
+        assert (await ledger.reserve(f"r{n}", A, LAYERS, 1)).admitted
+        await ledger._link.ask("SCRIPT", "FLUSH")
+        assert await ledger.settle(f"r{n}", A, 1)
+        await ledger._link.ask("SCRIPT", "FLUSH")
+
+
+async def test_without_a_test_clock_the_time_is_the_servers(redis_url: str, prefix: str) -> None:
+    ledger = RedisLedger(redis_url, prefix=prefix)
+    decision = await ledger.reserve("r1", A, LAYERS, 1)
+    seconds, micros = await ledger._link.ask("TIME")
+    now = int(seconds) * 1000 + int(micros) // 1000
+    assert decision.reservation is not None
+    assert now - 60_000 < decision.reservation.expires_at - LEASE_MS <= now
+    await ledger.close()
+
+
+def test_the_contract_does_not_need_redis() -> None:
+    code = "import quota, quota.ledger, quota.memory, quota.degraded, sys; assert 'redis' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_scripts_are_short() -> None:
+    for script in (resources.files("quota") / "scripts").iterdir():
+        assert len(script.read_text().splitlines()) <= 100, script.name
+
+
+async def test_a_server_that_evicts_is_refused(ledger: RedisLedger) -> None:
+    await ledger.check_server()
+    await ledger._link.ask("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(ValueError, match="noeviction"):
+            await ledger.check_server()
+    finally:
+        await ledger._link.ask("CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "noeviction")
+
+
+async def test_a_full_server_changes_nothing_and_counts_as_away(ledger: RedisLedger) -> None:
+    await ledger.reserve("r1", A, LAYERS, 20)
+    before = await digest(ledger)
+    await ledger._link.ask("CONFIG", "SET", "maxmemory", "1")
+    try:
+        with pytest.raises(LedgerUnavailable):
+            await ledger.reserve("r2", A, LAYERS, 20)
+        with pytest.raises(LedgerUnavailable):
+            await ledger.settle("r1", A, 5)
+    finally:
+        await ledger._link.ask("CONFIG", "SET", "maxmemory", "0")
+    assert await digest(ledger) == before
+    assert await ledger.settle("r1", A, 5)
+
+
+# -- keys ----------------------------------------------------------------------------------------------------
+
+
+def slot(key: bytes) -> int:
+    """Redis Cluster's: CRC16 (XModem) of the hash tag, modulo 16384."""
+    start = key.find(b"{")
+    end = key.find(b"}", start + 1)
+    tag = key[start + 1 : end] if start >= 0 and end > start + 1 else key
+    crc = 0
+    for byte in tag:
+        crc ^= byte << 8
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x1021 if crc & 0x8000 else crc << 1) & 0xFFFF
+    return crc % 16384
+
+
+@pytest.mark.parametrize("account", [A, "", "{}", "a}b{c", "}x", "%7D", "ünï"])
+async def test_all_keys_of_an_account_share_one_slot(ledger: RedisLedger, clock: Clock, account: str) -> None:
+    assert slot(b"123456789") == 0x31C3 % 16384
+    await a_life(ledger, clock, account)
+    keys = [key for key in await keys_of(ledger) if not key.endswith(b":epoch")]
+    assert len(keys) > 8
+    assert len({slot(key) for key in keys}) == 1
+
+
+async def test_accounts_with_odd_names_are_counted_apart(ledger: RedisLedger) -> None:
+    layers = (Layer(Level.ACCOUNT, "", Limits(rpm=1)),)
+    for account in ("", "%", "{", "}", "{}", "%7B", "a", "a}", "a\0", "a\n", "ä"):
+        assert (await ledger.reserve("r1", account, layers, 1)).admitted, account
+
+
+async def test_every_key_of_an_account_expires_when_idle(ledger: RedisLedger, clock: Clock) -> None:
+    await a_life(ledger, clock)
+    for key in await keys_of(ledger):
+        left = await ledger._link.ask("PTTL", key)
+        assert (left == -1) == key.endswith(b":epoch")
+
+
+async def test_budgets_and_open_leases_outlive_a_month_of_silence(ledger: RedisLedger) -> None:
+    await ledger.reserve("r1", A, LAYERS, 10)
+    month = 31 * 86_400_000 + 3_600_000
+    for suffix in ("e", "l", "g", "o"):
+        assert await ledger._link.ask("PTTL", f"{ledger._prefix}:{{{A}}}:{suffix}") > month
+    (key,) = [key for key in await keys_of(ledger) if b"}:m" in key]
+    assert await ledger._link.ask("PTTL", key) > month
+    await ledger.settle("r1", A, 1)
+    assert await ledger._link.ask("PTTL", f"{ledger._prefix}:{{{A}}}:l") <= 11 * LEASE_MS
+
+
+async def test_what_is_kept_of_leases_expires_together(ledger: RedisLedger, clock: Clock) -> None:
+    """Else a lease is left that no queue tells to forget."""
+
+    async def lifetimes() -> set[bool]:
+        left = [await ledger._link.ask("PTTL", f"{ledger._prefix}:{{{A}}}:{suffix}") for suffix in "lugof"]
+        return {ms > 11 * LEASE_MS for ms in left if ms != -2}
+
+    for n in range(3):
+        await ledger.reserve(f"r{n}", A, LAYERS, 20)
+        assert await lifetimes() == {True}
+        await ledger.settle(f"r{n}", A, 20)
+        assert await lifetimes() == {False}
+    await ledger.reserve("open", A, LAYERS, 20)
+    await ledger.renew(A, {"open": 3})
+    await ledger.release("open", A)
+    assert await lifetimes() == {False}
+    await ledger.reserve("dead", A, LAYERS, 20)
+    await ledger.renew(A, {"dead": 3})
+    assert await lifetimes() == {True}
+    clock.advance(LEASE_MS)
+    await ledger.peek(A, LAYERS)
+    assert await lifetimes() == {False}
+
+
+async def test_an_account_with_a_new_key_for_each_request_keeps_few_buckets(ledger: RedisLedger, clock: Clock) -> None:
+    for n in range(600):
+        await ledger.reserve(f"r{n}", A, [Layer(Level.KEY, f"k{n}", Limits(rpm=60, tpm=60))], 1)
+        await ledger.settle(f"r{n}", A, 1)
+        clock.advance(5000)
+    assert await ledger._link.ask("HLEN", f"{ledger._prefix}:{{{A}}}:b") < 100
+    assert await ledger._link.ask("HLEN", f"{ledger._prefix}:{{{A}}}:l") < 20
+
+
+# -- somebody else's data ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["e", "b", "g", "l", "o", "f", "u", "a", "d20162", "m662", "r662"])
+async def test_a_key_of_another_type_is_a_clear_error_and_nothing_is_written(
+    ledger: RedisLedger, clock: Clock, suffix: str
+) -> None:
+    await a_life(ledger, clock)
+    key = f"{ledger._prefix}:{{{A}}}:{suffix}"
+    await ledger._link.ask("DEL", key)
+    await ledger._link.ask("SADD", key, "not ours")
+    calls = (
+        lambda: ledger.reserve("new", A, LAYERS, 20),
+        lambda: ledger.settle("r9", A, 7),
+        lambda: ledger.restore(A, Level.ACCOUNT, "", date(2025, 3, 15), 1, 10),
+        lambda: ledger.renew(A, {"r9": 5}),
+    )
+    failures = []
+    for call in calls:
+        before = await digest(ledger)
+        answer = (await asyncio.gather(call(), return_exceptions=True))[0]
+        if isinstance(answer, BaseException):
+            failures.append(answer)
+            assert await digest(ledger) == before
+    assert failures
+    assert all(isinstance(failure, IntegrityError) and A in str(failure) for failure in failures)
+
+
+async def test_a_value_that_is_no_number_is_a_clear_error(ledger: RedisLedger) -> None:
+    await ledger.reserve("r1", A, LAYERS, 20)
+    for suffix, value in (("g", "nan"), ("g", "1e400"), ("b", "1 2"), ("b", "nan 1 1"), ("d20162", "12.5")):
+        key = f"{ledger._prefix}:{{{A}}}:{suffix}"
+        fields = await ledger._link.ask("HGETALL", key)
+        await ledger._link.ask("HSET", key, fields[0], value)
+        before = await digest(ledger)
+        with pytest.raises(IntegrityError, match="exact integer"):
+            await ledger.reserve("r2", A, LAYERS, 20)
+        assert await digest(ledger) == before
+        await ledger._link.ask("HSET", key, fields[0], fields[1])
+    assert (await ledger.reserve("r2", A, LAYERS, 20)).admitted
+
+
+async def digest(ledger: RedisLedger) -> bytes:
+    keys = sorted(await keys_of(ledger))
+    return b" ".join([*keys, *await ledger._link.ask("DEBUG", "DIGEST-VALUE", *keys)])
+
+
+# -- values --------------------------------------------------------------------------------------------------
+
+
+async def test_largest_values_are_exact(ledger: RedisLedger, clock: Clock) -> None:
+    limits = Limits(**{dimension.value: dimension.max_limit for dimension in Dimension})
+    layers = (Layer(Level.ACCOUNT, "", limits),)
+    tokens = Dimension.TPM.max_limit - 1
+    assert (await ledger.reserve("r1", A, layers, tokens)).admitted
+    used = {c.dimension: c.used for c in (await ledger.usage(A)).counters}
+    assert used[Dimension.TPM] == tokens * MINUTE_MS
+    assert (await ledger.reserve("r2", A, layers, 1)).admitted
+    assert not (await ledger.reserve("r3", A, layers, 1)).admitted
+    clock.advance(1)
+    assert (await ledger.peek(A, layers)).remaining_tokens == (tokens + 1) // MINUTE_MS
+    await ledger.settle("r1", A, MAX_COUNT)
+    used = {c.dimension: c.used for c in (await ledger.usage(A)).counters}
+    assert used[Dimension.TOKENS_PER_DAY] == MAX_COUNT + 1
+    assert used[Dimension.TPM] == (tokens + 1) * MINUTE_MS
+    await ledger.check_integrity()
+
+
+@pytest.mark.parametrize("tokens", [-1, MAX_COUNT + 1, 2**63, 10**30])
+async def test_counts_that_are_not_exact_are_refused(ledger: RedisLedger, tokens: int) -> None:
+    with pytest.raises(ValueError, match="a count"):
+        await ledger.reserve("r1", A, LAYERS, tokens)
+    with pytest.raises(ValueError, match="a count"):
+        await ledger.settle("r1", A, tokens)
+    with pytest.raises(ValueError, match="a count"):
+        await ledger.renew(A, {"r1": tokens})
+    with pytest.raises(ValueError, match="a count"):
+        await ledger.restore(A, Level.ACCOUNT, "", date(2025, 3, 15), 1, tokens)
+    with pytest.raises(ValueError, match="within 0"):
+        await ledger.reserve("r1", A, [Layer(Level.ACCOUNT, "", Limits(rpm=10**11 + 1))], 1)
+
+
+def test_layers_survive_their_encoding() -> None:
+    layers = (*LAYERS, Layer(Level.MODEL, 'm@1 "\\:{}', Limits(rpm=0)), Layer(Level.FEATURE, "ü\0", Limits()))
+    assert decode(encode(layers).text) == layers
+    assert len(set(CODES.values())) == len(Dimension)
+
+
+def test_a_fault_is_found_where_the_pure_core_finds_it() -> None:
+    above = encode((Layer(Level.KEY, "k", Limits(tpm=9)),)).fault(10)
+    assert isinstance(above, CostAboveLimit)
+    assert encode(LAYERS).fault(10) is None
+    assert "twice" in str(encode((*LAYERS, LAYERS[0])).fault(10))
+
+
+# -- random calls --------------------------------------------------------------------------------------------
+
+JUNK = [
+    "",
+    "nan",
+    "inf",
+    "-inf",
+    "-0",
+    "1e308",
+    "-1",
+    "1.5",
+    "0x10",
+    "9007199254740993",
+    "9" * 400,
+    "x",
+    "\0",
+    "{",
+    "[]",
+]
+JUNK_LAYERS = [
+    "",
+    "[",
+    "{}",
+    "null",
+    "[1]",
+    '["brx",5]',
+    '["zz",5]',
+    '["br:",null]',
+    '["brk:a",1e400]',
+    '[["a"],2]',
+    "3",
+]
+JUNK_ROWS = ["", "[[]]", '[["a"]]', '[["account:",20162,1,-5]]', '[["account:",1e300,1,1]]', "[1]", "{}"]
+
+
+def random_call(rng: random.Random, now: int) -> tuple[str, list[Any]]:
+    """A script and its arguments: mostly right, one of them often junk."""
+    script = rng.choice(["reserve", "reserve", "finish", "renew", "peek", "restore", "usage"])
+    lease, tokens = f"r{rng.randrange(8)}", str(rng.choice([0, 1, 50, 10**11, 10**15]))
+    layers = rng.choice([encode(LAYERS).text.decode(), "[]", rng.choice(JUNK_LAYERS)])
+    day = now // 86_400_000 - rng.randrange(3)
+    rows = rng.choice([f'[["account:",{day},2,{tokens}]]', "[]", rng.choice(JUNK_ROWS)])
+    arguments = {
+        "reserve": [lease, tokens, layers, rng.choice("0001")],
+        "finish": [lease, tokens, rng.choice(["settled", "released"])],
+        "renew": [lease, tokens, f"r{rng.randrange(8)}", tokens],
+        "peek": [layers],
+        "restore": [rows],
+        "usage": [],
+    }[script]
+    arguments = [str(now), f"n{rng.random()}", *arguments]
+    if rng.random() < 0.4:
+        arguments[rng.randrange(len(arguments))] = rng.choice(JUNK)
+    if rng.random() < 0.1:
+        arguments = arguments[: rng.randrange(len(arguments) + 1)]
+    return script, arguments
+
+
+@pytest.mark.parametrize("seed", range(2 * SCALE))
+async def test_random_calls_change_nothing_when_they_fail(ledger: RedisLedger, clock: Clock, seed: int) -> None:
+    """A script is not rolled back: an error must come before its first write."""
+    rng = random.Random(seed)
+    scripts = load_scripts(LEASE_MS, audit=True)
+    key = f"{ledger._prefix}:{{{A}}}:e"
+    await ledger.peek(A, LAYERS)
+    outcomes: defaultdict[bool, int] = defaultdict(int)
+    before = await digest(ledger)
+    for _ in range(1200):
+        script, arguments = random_call(rng, clock.now)
+        try:
+            await ledger._link.run(scripts[script], key, *arguments)
+            failed = False
+        except IntegrityError:
+            failed = True
+        after = await digest(ledger)
+        assert not failed or after == before, (script, arguments)
+        before = after
+        outcomes[failed] += 1
+        clock.advance(rng.choice([0, 1, 100, 5000]))
+    assert min(outcomes.values()) > 100
+    await ledger.check_integrity()
+    assert (await ledger.reserve("fine", A, [Layer(Level.KEY, "other", FULL)], 1)).admitted
+
+
+# -- settlements that come late, twice, and in any order -----------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(SCALE))
+async def test_duplicate_late_and_out_of_order_settlements_sum_up(ledger: RedisLedger, clock: Clock, seed: int) -> None:
+    """Each seed makes about ten thousand of them, within the time for which an expired lease is remembered."""
+    rng = random.Random(seed)
+    limits = Limits(tokens_per_day=10**12, requests_per_day=10**9, concurrent=10**6)
+    layers = (Layer(Level.ACCOUNT, "", limits),)
+    calls, total, requests = [], 0, 0
+    for n in range(2500):
+        await ledger.reserve(f"r{n}", A, layers, rng.randrange(1, 1000))
+        kind, actual = rng.choice(("settle", "settle", "release")), rng.randrange(1000)
+        calls += [(f"r{n}", kind, actual)] * rng.randrange(2, 7)
+        total += actual if kind == "settle" else 0
+        requests += kind == "settle"
+    rng.shuffle(calls)
+    for first in range(0, len(calls), 16):
+        clock.advance(rng.randrange(200))
+        chunk = calls[first : first + 16]
+        await asyncio.gather(
+            *(ledger.settle(i, A, tokens) if kind == "settle" else ledger.release(i, A) for i, kind, tokens in chunk)
+        )
+    used = {c.dimension: c.used for c in (await ledger.usage(A)).counters}
+    assert used[Dimension.TOKENS_PER_DAY] == total
+    assert used[Dimension.REQUESTS_PER_DAY] == requests
+    assert Dimension.CONCURRENT not in used
+    replay = Replay()
+    async for record in ledger.audit_log(A):
+        replay.add(record)
+    assert (replay.num_over, replay.num_wrong) == (0, 0)
+
+
+# -- stopped for too long ------------------------------------------------------------------------------------
+
+
+async def test_a_gateway_stopped_past_its_lease_breaks_no_limit(ledger: RedisLedger, clock: Clock) -> None:
+    layers = (Layer(Level.ACCOUNT, "", Limits(concurrent=2)),)
+    for n in range(50):
+        stopped, others = f"s{n}", (f"a{n}", f"b{n}")
+        assert (await ledger.reserve(stopped, A, layers, 5)).admitted
+        clock.advance(LEASE_MS)
+        for other in others:
+            assert (await ledger.reserve(other, A, layers, 5)).admitted
+        assert await ledger.renew(A, {stopped: 3}) == {stopped}
+        assert not (await ledger.reserve(stopped, A, layers, 5)).admitted
+        for lease_id in (*others, stopped):
+            assert await ledger.settle(lease_id, A, 4)
