@@ -5,15 +5,17 @@ from dataclasses import dataclass
 
 from quota.counters import Charge, CounterKey, Counters
 from quota.ledger import CostAboveLimit, Refusal, Remaining
-from quota.levels import Dimension, Kind, Layer, Unit
-from quota.meters import Reading
+from quota.levels import Dimension, Kind, Layer, Level, Unit
+from quota.meters import Reading, scale
+
+NEAR_PERCENT = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What an admission asks of one counter: `cost` more, on top of the `held` that is in force.
 
-    `limit` and `reading` are None for a budget that is counted but not limited.
+    `limit` and `reading` are None for a budget that is counted but not limited. A `shadow` limit refuses nothing.
     """
 
     key: CounterKey
@@ -21,6 +23,12 @@ class Demand:
     cost: int
     limit: int | None
     reading: Reading | None
+    shadow: bool = False
+
+    @property
+    def enforced(self) -> int | None:
+        """The limit, if it refuses."""
+        return None if self.shadow else self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +60,20 @@ def demands(counters: Counters, request: Request, now: int) -> list[Demand]:
 def _demand(counters: Counters, request: Request, layer: Layer, dimension: Dimension, now: int) -> Demand:
     key = CounterKey.of(layer, dimension, request.admitted_ms)
     limit = layer.limits.get(dimension)
+    shadow = dimension in layer.limits.shadow
     target = request.tokens if dimension.unit is Unit.TOKENS else 1
-    if limit is not None and max(1, target) > limit:
+    if limit is not None and not shadow and max(1, target) > limit:
         raise CostAboveLimit(layer.level, layer.name, dimension, limit, target)
     held = request.charges[key].amount if key in request.charges else 0
     reading = None if limit is None else counters.reading(key, limit, now)
-    return Demand(key, held, max(0, target - held), limit, reading)
+    return Demand(key, held, max(0, target - held), limit, reading, shadow)
 
 
 def refusal(asked: list[Demand]) -> Refusal | None:
     """Of all the limits that refuse, the one with the longest wait; the first named among equals."""
     worst: Refusal | None = None
     for demand in asked:
-        if demand.reading is None or not demand.cost or demand.reading.fits(demand.cost):
+        if demand.reading is None or demand.shadow or not demand.cost or demand.reading.fits(demand.cost):
             continue  # a cost of nothing always fits: a lease admitted again may find its bucket full
         wait = demand.reading.wait_ms(demand.cost)
         if worst is None or (wait or 0) > (worst.retry_after_ms or 0):
@@ -73,12 +82,39 @@ def refusal(asked: list[Demand]) -> Refusal | None:
     return worst
 
 
+def near(stands: Iterable[tuple[Level, Dimension, int, int]]) -> tuple[tuple[Level, Dimension], ...]:
+    """Which of these limits, given with what is used of them (times `meters.scale`), are nearly reached."""
+    return tuple(
+        (level, dimension)
+        for level, dimension, limit, used in stands
+        if 100 * used >= NEAR_PERCENT * limit * scale(dimension)
+    )
+
+
+def reports(asked: list[Demand]) -> tuple[tuple[tuple[Level, Dimension], ...], tuple[Refusal, ...]]:
+    """Of a request that is admitted: the limits that it nearly reaches, and the shadow limits that it goes past."""
+    limited = [
+        (demand, demand.reading.limit, demand.reading.used + demand.cost * scale(demand.key.dimension))
+        for demand in asked
+        if demand.reading is not None
+    ]
+    shadowed = tuple(
+        Refusal(demand.key.level, demand.key.name, demand.key.dimension, limit, None)
+        for demand, limit, used in limited
+        if demand.shadow and used > limit * scale(demand.key.dimension)
+    )
+    stands = (
+        (demand.key.level, demand.key.dimension, limit, used) for demand, limit, used in limited if not demand.shadow
+    )
+    return near(stands), shadowed
+
+
 def remaining(counters: Counters, layers: Collection[Layer], now: int) -> Remaining:
     """What the tightest layer has left, for requests and for tokens. Concurrency is not among them."""
     return remaining_of(
         (dimension, counters.reading(CounterKey.of(layer, dimension, now), limit, now))
         for layer in layers
-        for dimension, limit in layer.limits.items()
+        for dimension, limit in layer.limits.enforced()
         if dimension.kind is not Kind.GAUGE
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 
-from quota.admission import Demand, Request, demands, refusal, remaining
+from quota.admission import Demand, Request, demands, refusal, remaining, reports
 from quota.counters import Charge, CounterKey, Counters, require, rotate
 from quota.ledger import (
     EXPIRED_LEASE_PERIODS,
@@ -76,11 +76,13 @@ class Book:
         asked = demands(self._counters, request, now)
         refused_by = refusal(asked)
         if refused_by is not None:
-            self._record(Event.REFUSED, now, lease_id, tokens, {d.key: d.limit for d in asked})
+            self._record_demands(Event.REFUSED, now, lease_id, tokens, asked)
             return QuotaDecision(lease_id, False, remaining(self._counters, layers, now), refusal=refused_by)
         reservation = Reservation(lease_id, self.account, tuple(layers), tokens, now + self._lease_ms)
+        nearly, shadowed = ((), ()) if old else reports(asked)
         self._admit(reservation, asked, now)
-        return QuotaDecision(lease_id, True, remaining(self._counters, layers, now), reservation)
+        left = remaining(self._counters, layers, now)
+        return QuotaDecision(lease_id, True, left, reservation, near=nearly, shadowed=shadowed)
 
     def settle(self, lease_id: str, tokens: int, now: int) -> bool:
         return self._finish(Event.SETTLED, lease_id, tokens, now)
@@ -135,7 +137,7 @@ class Book:
                     demand.key, demand.limit, demand.cost, demand.held, now
                 )
         self._open[lease_id] = lease
-        self._record(Event.RESERVED, now, lease_id, reservation.tokens, {d.key: d.limit for d in asked})
+        self._record_demands(Event.RESERVED, now, lease_id, reservation.tokens, asked)
 
     def _extend(self, lease_id: str, used: int, now: int) -> bool:
         """Renew an open lease; False if there is none, or if it is overdue: then it expires now."""
@@ -206,10 +208,26 @@ class Book:
         ids = [*self._open, *self._expired, *self._finished]
         require(len(ids) == len(set(ids)), f"a lease of {self.account!r} is in two states")
 
-    def _record(self, event: Event, now: int, lease_id: str, tokens: int, limits: Limited) -> None:
+    def _record_demands(self, event: Event, now: int, lease_id: str, tokens: int, asked: list[Demand]) -> None:
+        shadow = frozenset(demand.key for demand in asked if demand.shadow)
+        self._record(event, now, lease_id, tokens, {d.key: d.limit for d in asked}, shadow)
+
+    def _record(
+        self,
+        event: Event,
+        now: int,
+        lease_id: str,
+        tokens: int,
+        limits: Limited,
+        shadow: frozenset[CounterKey] = frozenset(),
+    ) -> None:
         if self._audit is not None:
             counters = tuple(
-                Counter(*key, used=self._counters.used(key, limit or 0, now), limit=limit)
+                Counter(
+                    *key,
+                    used=self._counters.used(key, limit or 0, now),
+                    limit=None if key in shadow else limit,
+                )
                 for key, limit in limits.items()
             )
             self._audit(AuditRecord(event, now, self.account, lease_id, tokens, counters))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 FAILURES = 3
-PROBE_EVERY = 1.0  # seconds
+PROBE_EVERY = 0.5  # seconds
 
 
 @dataclass(slots=True)

@@ -35,6 +35,7 @@ from quota.levels import Kind, Layer, Level, Limits
 from quota.memory import MemoryLedger, wall_clock_ms
 
 MAX_ENDINGS = 10_000
+HAND_IN_EVERY = 0.5  # seconds
 
 log = logging.getLogger("penstock.quota")
 
@@ -79,7 +80,7 @@ class DegradedLedger:
 
     @property
     def is_away(self) -> bool:
-        """Whether the shared ledger gave no answer when it was last asked."""
+        """Whether the shared ledger gave no answer when it was last asked to admit."""
         return self._is_away
 
     async def reserve(self, lease_id: str, account: str, layers: Collection[Layer], tokens: int) -> QuotaDecision:
@@ -119,9 +120,7 @@ class DegradedLedger:
         try:
             gone |= await self._shared.renew(account, theirs)
         except LedgerUnavailable as error:
-            self._went_away(error)
-        else:
-            self._came_back()
+            log.debug("leases of %s could not be renewed: %s", account, error)
         return gone
 
     async def peek(self, account: str, layers: Collection[Layer]) -> Remaining:
@@ -185,30 +184,25 @@ class DegradedLedger:
         if self._is_away:
             log.warning("the shared ledger is back")
             self._is_away = False
-        if self._endings and (self._handing_in is None or self._handing_in.done()):
-            self._handing_in = asyncio.create_task(self._hand_in())
 
     async def _hand_in(self) -> None:
         while self._endings:
             lease_id, ending = next(iter(self._endings.items()))
             try:
                 await self._end_shared(lease_id, ending)
-            except LedgerUnavailable as error:
-                self._went_away(error)
-                return
+            except LedgerUnavailable:
+                await asyncio.sleep(HAND_IN_EVERY)
+                continue
             if self._endings.get(lease_id) is ending:
                 del self._endings[lease_id]
 
     async def _end(self, lease_id: str, ending: Ending) -> bool:
         """True if the shared ledger did not answer: it will be told."""
         try:
-            answer = await self._end_shared(lease_id, ending)
-        except LedgerUnavailable as error:
-            self._went_away(error)
+            return await self._end_shared(lease_id, ending)
+        except LedgerUnavailable:
             self._keep(lease_id, ending)
             return True
-        self._came_back()
-        return answer
 
     async def _end_shared(self, lease_id: str, ending: Ending) -> bool:
         if ending.tokens is None:
@@ -219,11 +213,14 @@ class DegradedLedger:
         self._endings[lease_id] = ending
         if len(self._endings) > MAX_ENDINGS:
             self._endings.popitem(last=False)
+        if self._handing_in is None or self._handing_in.done():
+            self._handing_in = asyncio.create_task(self._hand_in())
 
 
 def _has_budget(limits: Limits) -> bool:
-    return any(dimension.kind is Kind.BUDGET for dimension, _ in limits.items())
+    return any(dimension.kind is Kind.BUDGET for dimension, _ in limits.enforced())
 
 
 def _share(limits: Limits, max_gateways: int) -> Limits:
-    return Limits(**{d.value: limit // max_gateways for d, limit in limits.items() if d.kind is not Kind.BUDGET})
+    shares = {d.value: limit // max_gateways for d, limit in limits.items() if d.kind is not Kind.BUDGET}
+    return Limits(**shares, shadow=limits.shadow)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from quota.admission import Demand, refusal, remaining_of
+from quota.admission import Demand, near, refusal, remaining_of
 from quota.counters import CounterKey
 from quota.ledger import (
     AccountUsage,
@@ -24,7 +24,7 @@ from quota.ledger import (
     Reservation,
 )
 from quota.levels import Dimension, Kind, Layer, Level, Limits, Period, Unit
-from quota.meters import Bucket, Reading, read, window, window_end
+from quota.meters import Bucket, Reading, read, scale, window, window_end
 
 
 def _code(dimension: Dimension) -> str:
@@ -40,16 +40,25 @@ if len(DIMENSIONS) != len(CODES) or {p[0] for p in Period} & {k[0] for k in Kind
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One counter that a request's layers touch; `limit` is None for a budget that is only counted."""
+    """One counter that a request's layers touch; `limit` is None for a budget that is only counted, and refuses
+    nothing in `shadow`."""
 
     level: Level
     name: str
     dimension: Dimension
     limit: int | None
+    shadow: bool = False
 
     @property
     def code(self) -> str:
         return CODES[self.dimension] + layer_code(self.level, self.name)
+
+    @property
+    def coded_limit(self) -> int:
+        """As layers_of() in leases.lua reads it."""
+        if self.limit is None:
+            return -1
+        return -2 - self.limit if self.shadow else self.limit
 
     def key(self, now: int) -> CounterKey:
         return CounterKey(self.level, self.name, self.dimension, window(self.dimension.period, now).index)
@@ -79,7 +88,7 @@ class Encoded:
         """Why no wait would ever admit a request of so many tokens; None if one might."""
         for place, field in enumerate(self.fields):
             cost = tokens if field.dimension.unit is Unit.TOKENS else 1
-            if field.limit is not None and max(1, cost) > field.limit:
+            if field.limit is not None and not field.shadow and max(1, cost) > field.limit:
                 return CostAboveLimit(field.level, field.name, field.dimension, field.limit, cost)
             if place == self.repeats:
                 return ValueError(f"the layer {field.level} {field.name!r} is given twice")
@@ -90,7 +99,7 @@ class Encoded:
 def encode(layers: tuple[Layer, ...]) -> Encoded:
     """Raises ValueError for a name or a limit that no ledger could count."""
     fields = tuple(field for layer in layers for field in _fields(layer))
-    flat = [part for field in fields for part in (field.code, -1 if field.limit is None else field.limit)]
+    flat = [part for field in fields for part in (field.code, field.coded_limit)]
     text = json.dumps(flat, separators=(",", ":"), ensure_ascii=False).encode()
     codes = [field.code for field in fields]
     repeats = next((place for place, code in enumerate(codes) if code in codes[:place]), None)
@@ -103,19 +112,21 @@ def _fields(layer: Layer) -> Iterator[Field]:
         if limit is not None and not 0 <= limit <= dimension.max_limit:
             raise ValueError(f"a {dimension} limit must be within 0..{dimension.max_limit}, not {limit}")
         if limit is not None or dimension.kind is Kind.BUDGET:
-            yield Field(layer.level, layer.name, dimension, limit)
+            yield Field(layer.level, layer.name, dimension, limit, dimension in layer.limits.shadow)
 
 
 @lru_cache(maxsize=4096)
 def decode(text: bytes) -> tuple[Layer, ...]:
     """The layers that `encode` was given."""
     flat = json.loads(text)
-    limits: dict[tuple[Level, str], dict[str, int]] = {}
+    limits: dict[tuple[Level, str], dict[str, Any]] = {}
     for code, limit in zip(flat[::2], flat[1::2], strict=True):
         level, name, dimension = parse_code(code)
-        ours = limits.setdefault((level, name), {})
-        if limit >= 0:
-            ours[dimension.value] = limit
+        ours = limits.setdefault((level, name), {"shadow": frozenset()})
+        if limit < -1:
+            ours["shadow"] |= {dimension}
+        if limit != -1:
+            ours[dimension.value] = limit if limit >= 0 else -2 - limit
     return tuple(Layer(level, name, Limits(**ours)) for (level, name), ours in limits.items())
 
 
@@ -139,10 +150,31 @@ def decision(
     if status == b"refused":
         left = remaining(encoded, reply[3], now)
         return QuotaDecision(lease_id, False, left, refusal=_refusal(encoded, reply, now))
-    held = layers if status == b"admitted" else decode(reply[5])
-    reservation = Reservation(lease_id, account, held, int(reply[4]), int(reply[2]))
+    is_repeated = status == b"repeated"
+    reservation = Reservation(
+        lease_id, account, decode(reply[5]) if is_repeated else layers, int(reply[4]), int(reply[2])
+    )
     left = remaining(encoded, reply[3], now)
-    return QuotaDecision(lease_id, True, left, reservation, repeated=status == b"repeated")
+    stands = _stands(encoded, reply[3]) if status == b"admitted" else []
+    return QuotaDecision(
+        lease_id,
+        True,
+        left,
+        reservation,
+        repeated=is_repeated,
+        near=near((field.level, field.dimension, limit, used) for field, limit, used in stands if not field.shadow),
+        shadowed=tuple(
+            Refusal(field.level, field.name, field.dimension, limit, None)
+            for field, limit, used in stands
+            if field.shadow and used > limit * scale(field.dimension)
+        ),
+    )
+
+
+def _stands(encoded: Encoded, used: bytes) -> list[tuple[Field, int, int]]:
+    """Each limited counter with its limit and what is used of it."""
+    counts = map(int, used.split())
+    return [(field, field.limit or 0, count) for field, count in zip(encoded.limited, counts, strict=True)]
 
 
 def _refusal(encoded: Encoded, reply: list[Any], now: int) -> Refusal | None:
@@ -152,6 +184,7 @@ def _refusal(encoded: Encoded, reply: list[Any], now: int) -> Refusal | None:
         [
             Demand(field.key(admitted), 0, cost, field.limit, field.reading(count, admitted, now))
             for field, count, cost in zip(encoded.limited, used, costs, strict=True)
+            if not field.shadow
         ]
     )
 
@@ -160,7 +193,7 @@ def remaining(encoded: Encoded, used: bytes, now: int) -> Remaining:
     return remaining_of(
         (field.dimension, field.reading(int(count), now, now))
         for field, count in zip(encoded.limited, used.split(), strict=True)
-        if field.dimension.kind is not Kind.GAUGE
+        if field.dimension.kind is not Kind.GAUGE and not field.shadow
     )
 
 

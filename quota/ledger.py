@@ -118,7 +118,9 @@ class Remaining:
 class QuotaDecision:
     """The answer to `reserve`. `repeated`: this lease had been admitted before; nothing was charged.
 
-    `reservation` is set when `admitted`, `refusal` when not. `remaining` is after the charge.
+    `reservation` is set when `admitted`, `refusal` when not. `remaining` is after the charge. When a request is first
+    admitted, `near` are the limits that it leaves at `admission.NEAR_PERCENT` or more, and `shadowed` the shadow limits
+    that it goes past (without a wait); a shadow limit has no other effect, on `remaining` either.
     """
 
     lease_id: str
@@ -127,6 +129,8 @@ class QuotaDecision:
     reservation: Reservation | None = None
     refusal: Refusal | None = None
     repeated: bool = False
+    near: tuple[tuple[Level, Dimension], ...] = ()
+    shadowed: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,7 @@ class Event(StrEnum):
     RELEASED = "released"
     EXPIRED = "expired"
     RESTORED = "restored"
+    ADOPTED = "adopted"  # told again after a shared ledger lost its memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,8 @@ class Dimension(StrEnum):
 
 
 _DIMENSIONS = {dimension.value: dimension for dimension in Dimension}
+MIN_TOKENS = 2
+"""What the smallest request may cost: a token of prompt and one of answer."""
 
 FEATURES = frozenset(
     {
@@ -96,7 +98,10 @@ class LimitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one layer, an optional integer a dimension: None is unlimited, 0 admits nothing."""
+    """The limits of one layer, an optional integer a dimension: None is unlimited, 0 admits nothing.
+
+    Those in `shadow` refuse nothing: what goes past them is counted and reported.
+    """
 
     rpm: int | None = None
     tpm: int | None = None
@@ -104,15 +109,24 @@ class Limits:
     tokens_per_day: int | None = None
     tokens_per_month: int | None = None
     concurrent: int | None = None
+    shadow: frozenset[Dimension] = frozenset()
 
     @classmethod
     def parse(cls, mapping: object, where: str) -> Self:
-        """Read a table such as `{ rpm = 600 }`; `where` is its path in the file.
+        """Read a table such as `{ rpm = 600, tpm = 90000, shadow = ["tpm"] }`; `where` is its path in the file.
 
-        Raises `LimitError` for an unknown name, a wrong type, a value below 0 or too large to be exact.
+        Raises `LimitError` for an unknown name, a wrong type, a value that no request could meet, that is below 0 or
+        too large to be exact.
         """
-        table = _table(mapping, where, "a table of limits")
-        return cls(**{_dimension(name, where): _limit(name, value, where) for name, value in table.items()})
+        table = dict(_table(mapping, where, "a table of limits"))
+        shadow = _shadow(table.pop("shadow", []), table, where)
+        limits = {_dimension(name, where): _limit(name, value, where) for name, value in table.items()}
+        return cls(**limits, shadow=shadow)
+
+    def table(self) -> dict[str, Any]:
+        """What `parse` reads."""
+        limits: dict[str, Any] = {dimension.value: limit for dimension, limit in self.items()}
+        return limits | ({"shadow": [d.value for d in Dimension if d in self.shadow]} if self.shadow else {})
 
     def get(self, dimension: Dimension) -> int | None:
         value: int | None = getattr(self, dimension)
@@ -122,11 +136,17 @@ class Limits:
         """The dimensions that are limited, in the order of `Dimension`."""
         return [(d, limit) for d in Dimension if (limit := self.get(d)) is not None]
 
+    def enforced(self) -> list[tuple[Dimension, int]]:
+        """Those that refuse."""
+        return [(dimension, limit) for dimension, limit in self.items() if dimension not in self.shadow]
+
     def overridden(self, other: "Limits | None") -> "Limits":
-        """These limits, with every one that `other` sets in place of ours."""
+        """These limits, with every one that `other` sets in place of ours, shadow or not."""
         if other is None:
             return self
-        return Limits(**{d.value: mine if (mine := other.get(d)) is not None else self.get(d) for d in Dimension})
+        theirs = {dimension for dimension, _ in other.items()}
+        limits = {d.value: other.get(d) if d in theirs else self.get(d) for d in Dimension}
+        return Limits(**limits, shadow=(self.shadow - theirs) | other.shadow)
 
     def __bool__(self) -> bool:
         """Whether anything is limited."""
@@ -134,7 +154,7 @@ class Limits:
 
 
 _UNLIMITED = Limits()
-if [f.name for f in fields(Limits)] != [d.value for d in Dimension]:  # both are edited together
+if [f.name for f in fields(Limits)] != [*(d.value for d in Dimension), "shadow"]:  # both are edited together
     raise TypeError("Limits must have one field for each Dimension, in its order")
 
 
@@ -176,6 +196,13 @@ class Plan:
             models=_limits_by_name(table.get("models", {}), f"{where}.models"),
             features=features,
         )
+
+    def tables(self) -> dict[str, Any]:
+        """What `parse` reads; what limits nothing is left out."""
+        named = {"models": self.models, "features": self.features}
+        tables: dict[str, Any] = {"account": self.account.table(), "key": self.key.table()}
+        tables |= {what: {name: limits.table() for name, limits in of.items()} for what, of in named.items()}
+        return {what: table for what, table in tables.items() if table}
 
     def overridden(self, other: "Plan") -> "Plan":
         """This plan, with every limit that `other` sets in place of ours: an account's own agreements."""
@@ -247,7 +274,20 @@ def _limit(name: str, value: object, where: str) -> int:
     most = _DIMENSIONS[name].max_limit
     if value > most:
         raise LimitError(f"{_path(where, name)}: expected at most {most}, got {value}")
+    if _DIMENSIONS[name].unit is Unit.TOKENS and 0 < value < MIN_TOKENS:
+        expected = f"0 (nothing is admitted) or at least {MIN_TOKENS}, what the smallest request may cost"
+        raise LimitError(f"{_path(where, name)}: expected {expected}, got {value}")
     return value
+
+
+def _shadow(value: object, table: Mapping[str, Any], where: str) -> frozenset[Dimension]:
+    path = _path(where, "shadow")
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise LimitError(f"{path}: expected a list of limits that stand beside it, got {_shown(value)}")
+    for name in value:
+        if name not in table:
+            raise LimitError(f"{path}: {_shown(name)} is no limit of {where}")
+    return frozenset(_DIMENSIONS[_dimension(name, where)] for name in value)
 
 
 def _path(where: str, key: str) -> str:

@@ -90,11 +90,21 @@ def undrained(level: int, charged_ms: int, now: int, limit: int) -> int:
     return max(0, level - max(0, now - charged_ms) * limit)
 
 
+def scale(dimension: Dimension) -> int:
+    """What a request or a token is in a counter of this dimension: a bucket counts in sixty-thousandths."""
+    return MINUTE_MS if dimension.kind is Kind.BUCKET else 1
+
+
 class Reading(Protocol):
     """One counter, as it stands now, against one limit."""
 
     @property
     def limit(self) -> int: ...
+    @property
+    def used(self) -> int:
+        """In requests or tokens, times `scale`."""
+        ...
+
     @property
     def remaining(self) -> int:
         """Whole requests or tokens that would still fit."""

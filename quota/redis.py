@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from quota.breaker import PROBE_EVERY, Breaker
 from quota.ledger import LEASE_MS, IntegrityError, LedgerUnavailable
 from quota.patience import patience
-from quota.scripted import History, Script, ScriptedLedger
+from quota.scripted import RECOVERY_MS, History, Script, ScriptedLedger
 
 TIMEOUT = 0.25  # seconds an operation may take, its one repetition included
 MAX_CONNECTIONS = 16
@@ -41,7 +41,7 @@ class Link:
     """Asks Redis, a bounded number of questions at a time, each within `TIMEOUT`.
 
     Raises `LedgerUnavailable` where there is no answer, and at once after `FAILURES` of those in a row: then a
-    probe asks each second, beside the requests, until Redis takes a write again.
+    probe asks twice a second, beside the requests, until Redis takes a write again.
     """
 
     def __init__(self, url: str, probe_key: str, max_connections: int, timeout: float) -> None:
@@ -75,8 +75,9 @@ class Link:
 
     async def ask(self, *command: str | bytes | int) -> Any:
         """One command, asked once more on another connection if its own breaks before the answer."""
+        must_wait = self._slots.locked()
         async with self._slots:
-            if self._breaker.is_open:
+            if self._breaker.is_open or (must_wait and self._breaker.num_failures):  # nobody waits for two timeouts
                 raise LedgerUnavailable("Redis does not answer")
             try:
                 async with patience(self._timeout):
@@ -153,9 +154,10 @@ class RedisLedger(ScriptedLedger):
         clock: Callable[[], int] | None = None,
         max_connections: int = MAX_CONNECTIONS,
         timeout: float = TIMEOUT,
+        recovery_ms: int = RECOVERY_MS,
     ) -> None:
         link = Link(url, f"{prefix}:probe", max_connections, timeout)
-        super().__init__(link, prefix, lease_ms, history, epoch, remember, audit, clock)
+        super().__init__(link, prefix, lease_ms, history, epoch, remember, audit, clock, recovery_ms)
 
     async def check_server(self) -> None:
         """Raises ValueError, with what to change, if this Redis can't keep a ledger."""

@@ -11,13 +11,16 @@ import asyncio
 import hashlib
 import itertools
 import json
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib import resources
 from typing import Any, Protocol
 
 from quota.encoding import CODES, audit_record, decision, encode, layer_code, remaining, usage
+from quota.held import HeldLease, HeldLeases
 from quota.ledger import (
     BUDGET_GRACE_MS,
     EXPIRED_LEASE_PERIODS,
@@ -34,11 +37,25 @@ from quota.ledger import (
 from quota.levels import Dimension, Kind, Layer, Level
 
 RENEWALS_PER_CALL = 1000
-_LIBRARY = ("store", "commit", "counters", "leases")
-_SCRIPTS = ("reserve", "finish", "renew", "peek", "restore", "usage", "integrity")
+RECOVERY_MS = 2500
+"""Once Redis has lost its memory: the time in which gateways tell it what they run, before anything new is admitted."""
+WATCH_EVERY = 0.5  # seconds
+_LIBRARY = ("store", "counters", "commit", "leases")
+_SCRIPTS = ("reserve", "finish", "renew", "peek", "restore", "usage", "integrity", "adopt", "known")
 
-History = Callable[[str], Awaitable[Iterable[PastUsage]]]
-"""An account's durable usage of this month, by layer and day."""
+History = Callable[[str, Collection[str]], Awaitable[Iterable[PastUsage]]]
+"""An account's durable usage of this month, by layer and day, without that of the requests with these lease ids."""
+
+log = logging.getLogger("penstock.quota")
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """A memory of Redis: its name, when the one before was lost (0: there was none), and the time now, in ms."""
+
+    name: str
+    lost_ms: int
+    now_ms: int
 
 
 class Script:
@@ -74,6 +91,10 @@ class ScriptedLedger:
     was last remembered (None: never): if Redis holds none now, it lost its memory, and every bucket restarts full.
     `remember` is given each new epoch before anything is admitted in it, to be kept in durable storage.
 
+    What ran when the memory was lost is told again by the gateways that run it: each keeps what it has admitted,
+    `watch` notices the loss, and for `recovery_ms` after it nothing else is admitted (`LedgerUnavailable`). So budgets
+    and concurrency are exact again; a gateway that could not tell in time has its leases expired.
+
     `clock` (ms) is for tests: without it the time is Redis's own. `audit` keeps a log of every step (`audit_log`).
     """
 
@@ -87,6 +108,7 @@ class ScriptedLedger:
         remember: Callable[[str], Awaitable[None]] | None,
         audit: bool,
         clock: Callable[[], int] | None,
+        recovery_ms: int,
     ) -> None:
         self._link = link
         self._prefix = prefix
@@ -98,6 +120,10 @@ class ScriptedLedger:
         self._epoch_script = Script(_read("epoch"))
         self._nonces = map(f"{secrets.token_hex(8)}-{{}}".format, itertools.count())
         self._opening: dict[str, asyncio.Task[None]] = {}
+        self._lease_ms = lease_ms
+        self._recovery_ms = recovery_ms
+        self._held = HeldLeases()
+        self._unopened: set[str] = set()  # accounts that leases were told again of
 
     @property
     def is_up(self) -> bool:
@@ -115,14 +141,28 @@ class ScriptedLedger:
         if reply[0] == b"impossible":
             assert fault is not None
             raise fault
+        if reply[0] != b"refused":
+            admitted_ms = int(reply[2]) - self._lease_ms
+            self._held.add(account, lease_id, HeldLease(encoded.text, tokens, admitted_ms, reply[6].decode()))
         return decision(lease_id, account, layers, encoded, reply)
 
     async def settle(self, lease_id: str, account: str, tokens: int) -> bool:
         require_count(tokens)
-        return bool(await self._run("finish", account, lease_id, tokens, "settled"))
+        reply = await self._run("finish", account, lease_id, tokens, "settled")
+        is_ended = bool(reply == 1)
+        if isinstance(reply, bytes):  # no lease that this memory knows: it was admitted in another one, or nowhere
+            lost = self._held.forgotten(account, [lease_id], reply.decode())
+            if lost:
+                await self._adopt(account, {lease_id: replace(lost[lease_id], tokens=tokens)}, "settled")
+                await self._run("finish", account, lease_id, tokens, "settled")  # `recover` may have been first
+            is_ended = bool(lost)
+        self._held.drop(account, lease_id)
+        return is_ended
 
     async def release(self, lease_id: str, account: str) -> bool:
-        return bool(await self._run("finish", account, lease_id, 0, "released"))
+        reply = await self._run("finish", account, lease_id, 0, "released")
+        self._held.drop(account, lease_id)
+        return bool(reply == 1)
 
     async def renew(self, account: str, used_by_lease: Mapping[str, int]) -> frozenset[str]:
         gone: set[str] = set()
@@ -131,8 +171,10 @@ class ScriptedLedger:
             chunk = reports[start : start + RENEWALS_PER_CALL]
             for _, used in chunk:
                 require_count(used)
-            reply = await self._run("renew", account, *(part for report in chunk for part in report))
-            gone.update(lease_id.decode() for lease_id in reply)
+            epoch, *ids = await self._run("renew", account, *(part for report in chunk for part in report))
+            gone.update(lease_id.decode() for lease_id in ids)
+            if lost := self._held.forgotten(account, gone, epoch.decode()):
+                gone -= lost.keys() - await self._adopt(account, lost, "open")
         return frozenset(gone)
 
     async def peek(self, account: str, layers: Collection[Layer]) -> Remaining:
@@ -172,6 +214,50 @@ class ScriptedLedger:
     def _epoch_key(self) -> str:
         return f"{self._prefix}:epoch"
 
+    async def _learn_epoch(self) -> Epoch:
+        """The one of Redis's memory, a new one if it has none: remembered before anything is admitted in it."""
+        fresh, knows = secrets.token_hex(8), "0" if self._epoch is None else "1"
+        value = await self._link.run(self._epoch_script, self._epoch_key, self._now(), fresh, knows)
+        name, lost_ms, now_ms = value.decode().split()
+        if name != self._epoch:
+            if self._remember is not None:
+                await self._remember(name)
+            self._epoch = name
+        return Epoch(name, int(lost_ms), int(now_ms))
+
+    async def watch(self) -> None:
+        """Look twice a second whether Redis has lost its memory, and tell it what runs here. Never returns."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY)
+            try:
+                await self.recover()
+            except LedgerUnavailable as error:
+                log.debug("Redis could not be told what runs: %s", error)
+            except Exception:  # whatever it is: nobody else would try again
+                log.exception("Redis could not be told what runs")
+
+    async def recover(self) -> None:
+        """Tell Redis of the leases that it has forgotten; open their accounts once every gateway has had time to."""
+        epoch = await self.epoch()
+        if epoch != self._epoch:
+            epoch = (await self._learn_epoch()).name
+        if epoch is not None:
+            for account, leases in self._held.forgotten_by_account(epoch).items():
+                late = await self._adopt(account, leases, "open")
+                self._held.belong(account, leases.keys() - late, epoch)
+                for lease_id in self._held.gone(account, leases):  # released meanwhile, when nothing was known of it
+                    await self._run("finish", account, lease_id, 0, "released")
+        for account in sorted(self._unopened):
+            await self._open_and_run("peek", account, b"[]")
+            self._unopened.discard(account)
+
+    async def _adopt(self, account: str, leases: Mapping[str, HeldLease], state: str) -> frozenset[str]:
+        """Answers those that come too late."""
+        self._unopened.add(account)
+        told = [part for lease_id, held in leases.items() for part in (lease_id, *held.told())]
+        late = await self._run("adopt", account, self._recovery_ms, state, *told)
+        return frozenset(lease_id.decode() for lease_id in late)
+
     async def _open_and_run(self, script: str, account: str, *arguments: str | bytes | int) -> Any:
         for _ in range(3):
             reply = await self._run(script, account, *arguments)
@@ -194,21 +280,18 @@ class ScriptedLedger:
         that, and the account is opened only while `nonce` still stands there: so the memory that it is opened
         in is the one whose epoch was seen, or no memory was lost in between.
         """
-        fresh, knows = secrets.token_hex(8), "0" if self._epoch is None else "1"
-        value = await self._link.run(self._epoch_script, self._epoch_key, self._now(), fresh, knows)
-        epoch, lost_ms = value.decode().split()
-        if epoch != self._epoch:
-            if self._remember is not None:
-                await self._remember(epoch)
-            self._epoch = epoch
-        rows = _rows(await self._past(account))
-        await self._run("restore", account, rows, lost_ms, epoch, nonce=nonce)
+        epoch = await self._learn_epoch()
+        if epoch.lost_ms and epoch.now_ms < epoch.lost_ms + self._recovery_ms:
+            raise LedgerUnavailable("Redis has lost its memory and is being told what runs")
+        known = [lease_id.decode() for lease_id in await self._run("known", account)]
+        rows = _rows(await self._past(account, known))
+        await self._run("restore", account, rows, epoch.lost_ms, epoch.name, nonce=nonce)
 
-    async def _past(self, account: str) -> Iterable[PastUsage]:
+    async def _past(self, account: str, known: Collection[str]) -> Iterable[PastUsage]:
         if self._history is None:
             return ()
         try:
-            return await self._history(account)
+            return await self._history(account, known)
         except Exception as error:  # whatever it is: nobody knows what the account has spent
             raise LedgerUnavailable(f"the durable usage of account {account!r} can't be read: {error}") from error
 

@@ -1,12 +1,53 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite, and the Redis that its tests share."""
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.quota.redis_server import WHY_NOT, RedisServer, is_installed
 
 # Time says nothing on a shared machine. `make soak` asks for the long run.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("soak", settings.get_profile("default"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def _running(folder: Path) -> Iterator[RedisServer]:
+    if not is_installed():
+        pytest.skip(WHY_NOT)
+    server = RedisServer(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for all tests that do not kill it. Each ledger has a prefix of its own."""
+    yield from _running(tmp_path_factory.mktemp("redis"))
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of its own, to be killed."""
+    yield from _running(tmp_path)
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+_prefixes = map("test{}".format, itertools.count())
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Of keys that no other test uses."""
+    return next(_prefixes)

@@ -1,6 +1,7 @@
 -- Writing, at the end of a script. Nothing here can fail but for want of memory, which Redis refuses at the
 -- first write: every key was read, so its type is right, and every value has passed text().
 local IDLE = 33 * DAY -- longer than any budget lives (31 days and GRACE) after the last call that touched it
+local KEEP = 10 * MINUTE -- how often the tables of a busy account are told to live on
 
 local function write(command, suffix, arguments)
   for first = 1, #arguments, 1000 do
@@ -28,41 +29,54 @@ local function changes(suffix, is_queue)
   return set, del
 end
 
--- Whether leases will be open. Looks before anything is written.
-local function leaves_open()
-  local removed = 0
+-- How many leases are open now, and whether any will be.
+local function num_open()
+  local before, removed = call('ZCARD', BASE .. 'o'), 0
   for id in pairs(changed.o or {}) do
-    if tables.o[id] then return true end
+    if tables.o[id] then return before, true end
     removed = removed + 1
   end
-  return call('ZCARD', BASE .. 'o') > removed
+  return before, before > removed
 end
 
--- How long a table may lie untouched; nil for those of leases, which must go together. A bucket is empty after a minute.
-local function lifetime(suffix)
+-- How long a table lives that is not told to live on. A bucket is empty after a minute. All leases are forgotten in
+-- time, unless some are open: what they hold of a budget has still to be corrected, however late they are seen again.
+local function lifetime(suffix, is_busy)
   local kind = sub(suffix, 1, 1)
-  if kind == 'b' then return 2 * MINUTE end
-  if kind == 'd' then return DAY + 2 * GRACE end
-  return (kind == 'm' or kind == 'r') and IDLE
+  if kind == 'b' then return KEEP + 2 * MINUTE end
+  if kind == 'd' then return KEEP + DAY + 2 * GRACE end
+  return (is_busy or kind == 'm' or kind == 'r' or kind == 'a') and IDLE or (PERIODS + 1) * LEASE
+end
+
+-- Tables are told to live on now and then, and when they may just have been made; those of leases all at once, when
+-- the first lease opens and when the last one ends.
+local function keep_alive(was_busy, is_busy)
+  local told, is_due = {}, epoch == '' or now - kept_ms >= KEEP or now < tonumber(kept_ms)
+  for suffix in pairs(changed) do told[suffix] = (is_due or fresh[suffix] or suffix == 'f') and true or nil end
+  if #log > 0 then told.a = true end
+  if is_due or not (was_busy and is_busy) then
+    for _, suffix in ipairs({ 'l', 'u', 'g', 'o', 'f' }) do told[suffix] = true end
+  end
+  if is_due then
+    local homes = homes_at(now)
+    for _, suffix in ipairs({ 'b', homes.d, homes.m, 'r' .. text(homes.month) }) do told[suffix] = true end
+    local value = new_mark or epoch ~= '' and 'open ' .. text(lost_ms) .. ' ' .. epoch
+    if value then call('SET', BASE .. 'e', value .. ' ' .. text(max(0, now)), 'PX', format('%d', IDLE + DAY)) end
+  end
+  for suffix in pairs(told) do call('PEXPIRE', BASE .. suffix, format('%d', lifetime(suffix, is_busy))) end
 end
 
 local function commit(...) -- passes on what the script answers
   if not (next(changed) or new_mark or #log > 0) then return ... end
-  -- All leases are forgotten in time, unless some are open: what they hold of a budget has still to be corrected,
-  -- however late the account is seen again.
-  local leases_ms, plan = format('%d', leaves_open() and IDLE or (PERIODS + 1) * LEASE), {}
+  local num_before, is_busy = num_open()
+  local plan = {}
   for suffix in pairs(changed) do plan[suffix] = { changes(suffix, suffix == 'o' or suffix == 'f') } end
   for suffix, planned in pairs(plan) do
     local is_queue = suffix == 'o' or suffix == 'f'
     write(is_queue and 'ZADD' or 'HSET', suffix, planned[1])
     write(is_queue and 'ZREM' or 'HDEL', suffix, planned[2])
-    local ms = lifetime(suffix)
-    if ms then call('PEXPIRE', BASE .. suffix, format('%d', ms)) end
   end
-  for _, suffix in ipairs({ 'l', 'u', 'g', 'o', 'f' }) do call('PEXPIRE', BASE .. suffix, leases_ms) end
   for _, entry in ipairs(log) do call('XADD', BASE .. 'a', 'MAXLEN', '~', 1000000, '*', unpack(entry)) end
-  if #log > 0 then call('PEXPIRE', BASE .. 'a', format('%d', IDLE)) end
-  if new_mark then call('SET', BASE .. 'e', new_mark) end
-  call('PEXPIRE', BASE .. 'e', format('%d', IDLE + DAY))
+  keep_alive(num_before > 0, is_busy)
   return ...
 end

@@ -18,14 +18,18 @@ local function homes_at(ms)
   return { b = 'b', g = 'g', d = 'd' .. text(day), m = 'm' .. text(month), day = day, month = month }
 end
 
-local kind_of = setmetatable({}, { -- of a field; kept, for each is asked for several times
-  __index = function(kinds, field)
-    local kind = sub(field, 1, 1)
-    kinds[field] = kind
-    return kind
-  end,
-})
-local function is_tokens(field) return sub(field, 2, 2) == 't' end
+local function kept(compute) -- what is asked for several times
+  return setmetatable({}, {
+    __index = function(known, field)
+      local value = compute(field)
+      known[field] = value
+      return value
+    end,
+  })
+end
+
+local kind_of = kept(function(field) return sub(field, 1, 1) end)
+local is_tokens = kept(function(field) return sub(field, 2, 2) == 't' end)
 
 -- Whether its period ended so long ago that nothing corrects it any more.
 local function is_over(field, homes)
@@ -77,4 +81,17 @@ local function sweep(at_most)
   for _, field in ipairs(fields) do
     if known[field] and level(known[field], known[field][3]) == 0 then put('b', field, false) end
   end
+end
+
+local shadow = {} -- fields whose limits refuse nothing
+
+-- Layers as a list {field, limit or -1, ...}; a limit that refuses nothing comes as -2 - limit.
+local function layers_of(json)
+  local list = cjson.decode(json)
+  for i = 2, #list, 2 do
+    if list[i] < -1 then
+      shadow[list[i - 1]], list[i] = true, -2 - list[i]
+    end
+  end
+  return list
 end

@@ -1,16 +1,18 @@
--- ARGV: clock, nonce, lease id, tokens, 'settled' or 'released'. Answers 1, or 0 when there is no such lease to end.
+-- ARGV: clock, nonce, lease id, tokens, 'settled' or 'released'. Answers 1, 0 for a lease that was
+-- ended before, or the epoch of the account's memory for one that is not known in it ('': it is of no memory yet).
 local id, tokens, event = ARGV[3], int(ARGV[4]), ARGV[5]
 if event ~= 'settled' and event ~= 'released' then error('not an ending: ' .. tostring(event)) end
 reap()
 local lease = lease_of(id)
-if not lease or lease[STATE] == 'f' then return commit(0) end
+if not lease then return commit(epoch) end
+if lease[STATE] == 'f' then return commit(0) end
 
 local charges, homes = lease[CHARGES], homes_at(lease[ADMITTED])
 prefetch(charges, WIDTH, homes)
 for i = 1, #charges, WIDTH do
   if kind_of[charges[i]] == 'g' or event == 'released' then
     correct(charges, i, 0, homes)
-  elseif is_tokens(charges[i]) then
+  elseif is_tokens[charges[i]] then
     correct(charges, i, tokens, homes)
   end
 end

@@ -57,8 +57,10 @@ local function audit(event, id, tokens, list, stride, limit_at, homes)
   for i = 1, #list, stride do
     local field, limit = list[i], limit_at and list[i + limit_at] or -1
     local period = homes[({ d = 'day', m = 'month' })[kind_of[field]]] or 0
+    local used = used_of(field, max(0, limit), homes)
+    if stride == 2 and shadow[field] then limit = -1 end -- of a request, whose limits these are
     entry[#entry + 1] = field
-    entry[#entry + 1] = text(period) .. ' ' .. text(used_of(field, max(0, limit), homes)) .. ' ' .. text(limit)
+    entry[#entry + 1] = text(period) .. ' ' .. text(used) .. ' ' .. text(limit)
   end
   log[#log + 1] = entry
 end
@@ -71,7 +73,7 @@ local function overdue(id, expires)
   for i = 1, #charges, WIDTH do
     if kind_of[charges[i]] == 'g' then
       correct(charges, i, 0, homes)
-    elseif kind_of[charges[i]] ~= 'b' and is_tokens(charges[i]) then
+    elseif kind_of[charges[i]] ~= 'b' and is_tokens[charges[i]] then
       correct(charges, i, used, homes)
     end
   end

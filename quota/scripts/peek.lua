@@ -1,7 +1,7 @@
--- ARGV: clock, nonce, layers as JSON [field, limit or -1, ...]. Answers {now, what is used of the limited counters}.
+-- ARGV: clock, nonce, layers (layers_of). Answers {now, what is used of the limited counters}.
 local closed = unopened()
 if closed then return closed end
-local list, homes, used = cjson.decode(ARGV[3]), homes_at(now), {}
+local list, homes, used = layers_of(ARGV[3]), homes_at(now), {}
 reap()
 prefetch(list, 2, homes)
 for i = 1, #list, 2 do

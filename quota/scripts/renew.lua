@@ -1,6 +1,7 @@
--- ARGV: clock, nonce, then lease id and tokens used so far, for each lease. Answers the ids to be admitted again.
+-- ARGV: clock, nonce, then lease id and tokens used so far, for each lease. Answers the epoch of
+-- the account's memory ('': it is of no memory yet), then the ids to be admitted again.
 reap()
-local ids, gone = {}, {}
+local ids, gone = {}, { epoch }
 for i = 3, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end
 fetch('o', ids, 'ZMSCORE')
 fetch('u', ids)

@@ -1,9 +1,10 @@
--- ARGV: clock, nonce, lease id, tokens, layers as JSON [field, limit or -1, ...], '1' if they can't be admitted.
+-- ARGV: clock, nonce, lease id, tokens, layers (layers_of), '1' if they can't be admitted.
 -- Answers {'unopened', nonce}, {'impossible'},
 -- {'refused', now, admitted, what is used now, what was then, what it costs},
--- {'admitted' or 'repeated', now, expires, what is used now, tokens, layers}, of the limited counters in order.
+-- {'repeated' or 'admitted' or (an expired one) 'readmitted', now, expires, what is used now, tokens, layers, epoch},
+-- of the limited counters in order. A shadow bucket may be told fuller than full.
 local id, tokens, impossible = ARGV[3], int(ARGV[4]), ARGV[6] == '1'
-local list, today = cjson.decode(ARGV[5]), homes_at(now)
+local list, today = layers_of(ARGV[5]), homes_at(now)
 
 local function joined(numbers) -- all of them have passed int(), or are sums below EXACT
   return format(string.rep('%d ', #numbers), unpack(numbers))
@@ -24,10 +25,11 @@ local lease = lease_of(id)
 prefetch(list, 2, today)
 if lease and lease[STATE] ~= 'x' then
   local expires = lease[STATE] == 'o' and score('o', id) or lease[EXPIRES]
-  return commit({ 'repeated', text(now), text(expires), used_now(), text(lease[TOKENS]), lease[LAYERS] })
+  return commit({ 'repeated', text(now), text(expires), used_now(), text(lease[TOKENS]), lease[LAYERS], epoch })
 end
 if impossible then return commit({ 'impossible' }) end
 
+local answer = lease and 'readmitted' or 'admitted'
 lease = lease or { '', '', 0, now, 0, {} }
 local charges, homes, at = lease[CHARGES], today, {}
 if lease[STATE] == 'x' then
@@ -36,17 +38,17 @@ if lease[STATE] == 'x' then
   for i = 1, #charges, WIDTH do at[charges[i]] = i end
 end
 
-local costs, before, limited_costs, after, n, fits = {}, {}, {}, {}, 0, true
+local costs, stood, before, limited_costs, after, n, fits = {}, {}, {}, {}, {}, 0, true
 for i = 1, #list, 2 do
   local field, limit = list[i], list[i + 1]
-  local cost = max(0, (is_tokens(field) and tokens or 1) - (at[field] and charges[at[field] + 1] or 0))
-  costs[i] = cost
+  local cost = max(0, (is_tokens[field] and tokens or 1) - (at[field] and charges[at[field] + 1] or 0))
+  local used = used_of(field, limit, homes)
+  costs[i], stood[i] = cost, used
   if limit >= 0 then
-    local used = used_of(field, limit, homes)
     local unit = kind_of[field] == 'b' and MINUTE or 1
     n = n + 1
     before[n], limited_costs[n], after[n] = used, cost, used + cost * unit
-    if cost > 0 and used > (limit - cost) * unit then fits = false end
+    if cost > 0 and used > (limit - cost) * unit and not shadow[field] then fits = false end
   end
 end
 
@@ -59,14 +61,17 @@ local free = #charges + 1
 for i = 1, #list, 2 do
   local field, limit, cost, where = list[i], list[i + 1], costs[i], at[list[i]]
   if cost > 0 or not where then
-    if not where then where, free = free, free + WIDTH end
-    local level_after, charged = 0, 0
-    if kind_of[field] == 'b' then
-      level_after, charged = set_bucket(field, used_of(field, limit, homes) + cost * MINUTE, limit), now
+    local kind, level_after, charged = kind_of[field], 0, 0
+    if kind == 'b' then
+      level_after, charged = set_bucket(field, stood[i] + cost * MINUTE, limit), now
     elseif cost > 0 then
-      add(field, cost, homes)
+      put(homes[kind], field, min(stood[i] + cost, EXACT))
     end
-    charges[where], charges[where + 1] = field, (charges[where + 1] or 0) + cost
+    if not where then
+      where, free = free, free + WIDTH
+      charges[where + 1] = 0
+    end
+    charges[where], charges[where + 1] = field, charges[where + 1] + cost
     charges[where + 2], charges[where + 3], charges[where + 4] = limit, level_after, charged
   end
 end
@@ -75,4 +80,4 @@ keep(id, lease, 'o', now + LEASE)
 audit('reserved', id, tokens, list, 2, 1, homes)
 sweep(#list)
 local used = homes == today and joined(after) or used_now()
-return commit({ 'admitted', text(now), text(now + LEASE), used, text(tokens), ARGV[5] })
+return commit({ answer, text(now), text(now + LEASE), used, text(tokens), ARGV[5], epoch })

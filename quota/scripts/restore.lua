@@ -3,7 +3,7 @@
 local rows, opens, today, count = cjson.decode(ARGV[3]), ARGV[4] ~= nil, homes_at(now), 0
 if opens then
   if mark ~= 'wait ' .. ARGV[2] then return -1 end -- open already, or this memory is not the one that was asked
-  new_mark = 'open ' .. text(ARGV[4]) .. ' ' .. ARGV[5]
+  new_mark = 'open ' .. text(int(ARGV[4])) .. ' ' .. ARGV[5]
 else
   local closed = unopened()
   if closed then return closed end
@@ -20,7 +20,7 @@ for _, row in ipairs(rows) do
       if kind_of[code] == 'm' or day == today.day then fields[#fields + 1] = code .. layer end
     end
     prefetch(fields, 1, today)
-    for _, field in ipairs(fields) do add(field, is_tokens(field) and tokens or requests, today) end
+    for _, field in ipairs(fields) do add(field, is_tokens[field] and tokens or requests, today) end
     audit('restored', '', tokens, fields, 1, nil, today)
     count = count + 1
   end

@@ -8,15 +8,14 @@ local BASE = sub(KEYS[1], 1, -2) -- every key of the account begins with it, so 
 
 local function int(value)
   local n = tonumber(value)
-  if not n or n ~= floor(n) or n > EXACT or n < -EXACT then
+  if not n or n % 1 ~= 0 or n > EXACT or n < -EXACT then
     error('not an exact integer: ' .. tostring(value))
   end
   return n
 end
 
 local function text(n) -- never tostring(): 1e+15, -0
-  if n ~= floor(n) or n > EXACT or n < -EXACT then int(n) end
-  return format('%d', n)
+  return format('%d', int(n))
 end
 
 local function clock() -- ARGV[1]: the time, given by tests only
@@ -26,31 +25,39 @@ local function clock() -- ARGV[1]: the time, given by tests only
 end
 
 local now = clock()
-local mark = call('GET', BASE .. 'e') -- 'open <when Redis last lost its memory, or 0> <epoch>'
-local lost_ms = int(string.match(mark or '', '^open (%d+)') or 0)
+local mark = call('GET', BASE .. 'e') -- 'open <when Redis last lost its memory, or 0> <epoch> <when kept alive>'
+local lost_ms, epoch, kept_ms = string.match(mark or '', '^open (%d+) (%S+) (%d+)$')
+lost_ms, epoch = int(lost_ms or 0), epoch or '' -- of no memory, where the account is not open
 local tables, changed = {}, {} -- of hashes (field to value) and sorted sets (member to score); false: not in it
-local log, new_mark = {}, nil
+local log, fresh, new_mark = {}, {}, nil -- fresh: tables that lacked something, and may have to be made
 
 local IS_NUMBER = { g = true, d = true, m = true, u = true, o = true, f = true }
 
--- A value as the scripts use it: a bucket as {used, updated, limit}, a count or a score as a number.
-local function parsed(kind, value)
-  if IS_NUMBER[kind] then return int(value) end
-  if kind ~= 'b' then return value end
+local function bucket(value) -- {used, updated, limit}
   local used, updated, limit = string.match(value, '^(%d+) (%d+) (%d+)$')
   return { int(used), int(updated), int(limit) }
 end
 
--- Read these fields of a hash (or, with ZMSCORE, members of a sorted set) in one command.
+-- Read these fields of a hash (or, with ZMSCORE, members of a sorted set) in one command. Counts and scores become
+-- numbers, buckets tables.
 local function fetch(suffix, fields, command)
-  local known, ask, kind = tables[suffix] or {}, {}, sub(suffix, 1, 1)
+  local known, ask, n, kind = tables[suffix] or {}, {}, 0, sub(suffix, 1, 1)
+  local parse = IS_NUMBER[kind] and int or kind == 'b' and bucket
   tables[suffix] = known
   for i = 1, #fields do
-    if known[fields[i]] == nil then ask[#ask + 1] = fields[i] end
+    local field = fields[i]
+    if known[field] == nil then
+      n = n + 1
+      ask[n] = field
+    end
   end
-  for first = 1, #ask, 1000 do
-    local values = call(command or 'HMGET', BASE .. suffix, unpack(ask, first, min(first + 999, #ask)))
-    for i = 1, #values do known[ask[first + i - 1]] = values[i] and parsed(kind, values[i]) end
+  for first = 1, n, 1000 do
+    local values = call(command or 'HMGET', BASE .. suffix, unpack(ask, first, min(first + 999, n)))
+    for i = 1, #values do
+      local value = values[i]
+      if not value then fresh[suffix] = true end
+      known[ask[first + i - 1]] = value and parse and parse(value) or value
+    end
   end
   return known
 end

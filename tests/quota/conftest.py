@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from quota.levels import Kind
 from quota.memory import MemoryLedger
 from quota.meters import MINUTE_MS
 from quota.redis import RedisLedger
-from tests.quota.redis_server import WHY_NOT, RedisServer, is_installed
+from tests.quota.redis_server import WHY_NOT, is_installed
 
 
 class Clock:
@@ -72,44 +72,20 @@ class AuditedRedisLedger(RedisLedger):
         await super().close()
 
 
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One server for all tests that do not kill it. Each ledger has a prefix of its own."""
-    if not is_installed():
-        pytest.skip(WHY_NOT)
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
-
-
-_prefixes = map("test{}".format, itertools.count())
-
-
 @pytest.fixture(params=["memory", "redis"])
 def make_ledger(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
     """(clock, audit) -> a new, empty ledger of the kind under test."""
     if request.param == "memory":
         return _memory
-    url = request.getfixturevalue("redis_server").url
-    return lambda clock, audit: AuditedRedisLedger(url, audit, clock=clock, prefix=next(_prefixes))
+    url, numbers = request.getfixturevalue("redis_url"), itertools.count()
+    prefix = request.getfixturevalue("prefix")
+    return lambda clock, audit: AuditedRedisLedger(url, audit, clock=clock, prefix=f"{prefix}.{next(numbers)}")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """A skipped half is said, not only counted."""
     if not is_installed():
         terminalreporter.write_line(f"quota: {WHY_NOT}", yellow=True)
-
-
-@pytest.fixture
-def redis_url(redis_server: RedisServer) -> str:
-    return redis_server.url
-
-
-@pytest.fixture
-def prefix() -> str:
-    """Of keys that no other test uses."""
-    return next(_prefixes)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import asyncio
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,37 @@ ACCOUNTS = 50
 LIMITS = Limits(tpm=10**9, requests_per_day=10**12, tokens_per_day=10**12, tokens_per_month=10**12, concurrent=10**6)
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one call: the server's time in microseconds, and how many a second and a second of this core's time."""
+
+    p50_us: float
+    p99_us: float
+    mean_us: float
+    a_second: float
+    a_core_second: float
+
+    def __str__(self) -> str:
+        return (
+            f"server p50 {self.p50_us} us, p99 {self.p99_us} us, mean {self.mean_us} us; "
+            f"{self.a_second:.0f}/s one at a time, {self.a_core_second:.0f}/s a gateway core"
+        )
+
+
 def layers(num_counters: int) -> tuple[Layer, ...]:
     names = [Level.ACCOUNT, Level.KEY, Level.MODEL, Level.MODEL, *[Level.FEATURE] * 20]
     return tuple(Layer(level, f"name-{n}", LIMITS) for n, level in enumerate(names[: num_counters // 5]))
 
 
-async def figures(ledger: RedisLedger, section: str, names: list[str]) -> list[str]:
+async def figures(ledger: RedisLedger, section: str, names: list[str]) -> list[float]:
     info = (await ledger._link.ask("INFO", section)).decode()
     found = dict(
         part.split("=") for line in info.split() if "evalsha:" in line for part in line.split(":")[1].split(",")
     )
-    return [found[name] for name in names]
+    return [float(found[name]) for name in names]
 
 
-async def phase(ledger: RedisLedger, what: str, calls: list[Any]) -> None:
+async def phase(ledger: RedisLedger, what: str, calls: list[Any]) -> Cost:
     await ledger._link.ask("CONFIG", "RESETSTAT")
     start, cpu = time.perf_counter(), time.process_time()
     for call in calls:
@@ -42,13 +60,13 @@ async def phase(ledger: RedisLedger, what: str, calls: list[Any]) -> None:
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     p50, p99 = await figures(ledger, "latencystats", ["p50", "p99"])
     (mean,) = await figures(ledger, "commandstats", ["usec_per_call"])
-    print(
-        f"{what}: server p50 {p50} us, p99 {p99} us, mean {mean} us; "
-        f"{len(calls) / seconds:.0f}/s one at a time, {len(calls) / cpu:.0f}/s a gateway core"
-    )
+    cost = Cost(p50, p99, mean, len(calls) / seconds, len(calls) / cpu)
+    print(f"{what}: {cost}")
+    return cost
 
 
-async def measure(url: str, num_counters: int) -> None:
+async def measure(url: str, num_counters: int) -> Cost:
+    """Answers what half an admission and its settlement cost."""
     ledger = RedisLedger(url, prefix=f"m{num_counters}", timeout=5)
     ours = layers(num_counters)
     for n in range(ACCOUNTS):
@@ -63,13 +81,14 @@ async def measure(url: str, num_counters: int) -> None:
     everything = [
         call for i, a in ids[CALLS // 10 :] for call in (ledger.reserve(i, a, ours, 500), ledger.settle(i, a, 300))
     ]
-    await phase(ledger, f"admit + settle, {num_counters} counters", everything)
+    cost = await phase(ledger, f"admit + settle, {num_counters} counters", everything)
     many = [asyncio.create_task(one(ledger, f"z{n}", f"a{n % ACCOUNTS}", ours)) for n in range(CALLS // 10)]
     start = time.perf_counter()
     await asyncio.gather(*many)
     rate = len(many) / (time.perf_counter() - start)
     print(f"admit + settle, {num_counters} counters: {rate:.0f} requests/s, 16 at a time")
     await ledger.close()
+    return cost
 
 
 async def one(ledger: RedisLedger, lease_id: str, account: str, ours: tuple[Layer, ...]) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import date
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,14 +17,12 @@ from quota.ledger import LEASE_MS, MAX_COUNT, CostAboveLimit, IntegrityError, Le
 from quota.levels import Dimension, Layer, Level, Limits
 from quota.meters import MINUTE_MS
 from quota.redis import RedisLedger
-from quota.scripted import load_scripts
-from tests.quota.replay import Replay
+from tests.quota.digest import digest, keys_of
 
 if TYPE_CHECKING:
     from tests.quota.conftest import Clock
 
 A = "acme"
-SCALE = int(os.environ.get("PENSTOCK_TEST_SCALE", "1"))
 FULL = Limits(rpm=100, tpm=60_000, requests_per_day=100, tokens_per_day=1000, tokens_per_month=5000, concurrent=10)
 LAYERS = (Layer(Level.ACCOUNT, "", FULL), Layer(Level.KEY, "k1", FULL))
 
@@ -38,11 +33,6 @@ async def ledger(redis_url: str, prefix: str, clock: Clock) -> AsyncIterator[Red
     await ledger._link.ask("FLUSHDB")
     yield ledger
     await ledger.close()
-
-
-async def keys_of(ledger: RedisLedger) -> list[bytes]:
-    found: list[bytes] = await ledger._link.ask("KEYS", f"{ledger._prefix}:*")
-    return found
 
 
 async def a_life(ledger: RedisLedger, clock: Clock, account: str = A) -> None:
@@ -238,11 +228,6 @@ async def test_a_value_that_is_no_number_is_a_clear_error(ledger: RedisLedger) -
     assert (await ledger.reserve("r2", A, LAYERS, 20)).admitted
 
 
-async def digest(ledger: RedisLedger) -> bytes:
-    keys = sorted(await keys_of(ledger))
-    return b" ".join([*keys, *await ledger._link.ask("DEBUG", "DIGEST-VALUE", *keys)])
-
-
 # -- values --------------------------------------------------------------------------------------------------
 
 
@@ -289,123 +274,6 @@ def test_a_fault_is_found_where_the_pure_core_finds_it() -> None:
     assert isinstance(above, CostAboveLimit)
     assert encode(LAYERS).fault(10) is None
     assert "twice" in str(encode((*LAYERS, LAYERS[0])).fault(10))
-
-
-# -- random calls --------------------------------------------------------------------------------------------
-
-JUNK = [
-    "",
-    "nan",
-    "inf",
-    "-inf",
-    "-0",
-    "1e308",
-    "-1",
-    "1.5",
-    "0x10",
-    "9007199254740993",
-    "9" * 400,
-    "x",
-    "\0",
-    "{",
-    "[]",
-]
-JUNK_LAYERS = [
-    "",
-    "[",
-    "{}",
-    "null",
-    "[1]",
-    '["brx",5]',
-    '["zz",5]',
-    '["br:",null]',
-    '["brk:a",1e400]',
-    '[["a"],2]',
-    "3",
-]
-JUNK_ROWS = ["", "[[]]", '[["a"]]', '[["account:",20162,1,-5]]', '[["account:",1e300,1,1]]', "[1]", "{}"]
-
-
-def random_call(rng: random.Random, now: int) -> tuple[str, list[Any]]:
-    """A script and its arguments: mostly right, one of them often junk."""
-    script = rng.choice(["reserve", "reserve", "finish", "renew", "peek", "restore", "usage"])
-    lease, tokens = f"r{rng.randrange(8)}", str(rng.choice([0, 1, 50, 10**11, 10**15]))
-    layers = rng.choice([encode(LAYERS).text.decode(), "[]", rng.choice(JUNK_LAYERS)])
-    day = now // 86_400_000 - rng.randrange(3)
-    rows = rng.choice([f'[["account:",{day},2,{tokens}]]', "[]", rng.choice(JUNK_ROWS)])
-    arguments = {
-        "reserve": [lease, tokens, layers, rng.choice("0001")],
-        "finish": [lease, tokens, rng.choice(["settled", "released"])],
-        "renew": [lease, tokens, f"r{rng.randrange(8)}", tokens],
-        "peek": [layers],
-        "restore": [rows],
-        "usage": [],
-    }[script]
-    arguments = [str(now), f"n{rng.random()}", *arguments]
-    if rng.random() < 0.4:
-        arguments[rng.randrange(len(arguments))] = rng.choice(JUNK)
-    if rng.random() < 0.1:
-        arguments = arguments[: rng.randrange(len(arguments) + 1)]
-    return script, arguments
-
-
-@pytest.mark.parametrize("seed", range(2 * SCALE))
-async def test_random_calls_change_nothing_when_they_fail(ledger: RedisLedger, clock: Clock, seed: int) -> None:
-    """A script is not rolled back: an error must come before its first write."""
-    rng = random.Random(seed)
-    scripts = load_scripts(LEASE_MS, audit=True)
-    key = f"{ledger._prefix}:{{{A}}}:e"
-    await ledger.peek(A, LAYERS)
-    outcomes: defaultdict[bool, int] = defaultdict(int)
-    before = await digest(ledger)
-    for _ in range(1200):
-        script, arguments = random_call(rng, clock.now)
-        try:
-            await ledger._link.run(scripts[script], key, *arguments)
-            failed = False
-        except IntegrityError:
-            failed = True
-        after = await digest(ledger)
-        assert not failed or after == before, (script, arguments)
-        before = after
-        outcomes[failed] += 1
-        clock.advance(rng.choice([0, 1, 100, 5000]))
-    assert min(outcomes.values()) > 100
-    await ledger.check_integrity()
-    assert (await ledger.reserve("fine", A, [Layer(Level.KEY, "other", FULL)], 1)).admitted
-
-
-# -- settlements that come late, twice, and in any order -----------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(SCALE))
-async def test_duplicate_late_and_out_of_order_settlements_sum_up(ledger: RedisLedger, clock: Clock, seed: int) -> None:
-    """Each seed makes about ten thousand of them, within the time for which an expired lease is remembered."""
-    rng = random.Random(seed)
-    limits = Limits(tokens_per_day=10**12, requests_per_day=10**9, concurrent=10**6)
-    layers = (Layer(Level.ACCOUNT, "", limits),)
-    calls, total, requests = [], 0, 0
-    for n in range(2500):
-        await ledger.reserve(f"r{n}", A, layers, rng.randrange(1, 1000))
-        kind, actual = rng.choice(("settle", "settle", "release")), rng.randrange(1000)
-        calls += [(f"r{n}", kind, actual)] * rng.randrange(2, 7)
-        total += actual if kind == "settle" else 0
-        requests += kind == "settle"
-    rng.shuffle(calls)
-    for first in range(0, len(calls), 16):
-        clock.advance(rng.randrange(200))
-        chunk = calls[first : first + 16]
-        await asyncio.gather(
-            *(ledger.settle(i, A, tokens) if kind == "settle" else ledger.release(i, A) for i, kind, tokens in chunk)
-        )
-    used = {c.dimension: c.used for c in (await ledger.usage(A)).counters}
-    assert used[Dimension.TOKENS_PER_DAY] == total
-    assert used[Dimension.REQUESTS_PER_DAY] == requests
-    assert Dimension.CONCURRENT not in used
-    replay = Replay()
-    async for record in ledger.audit_log(A):
-        replay.add(record)
-    assert (replay.num_over, replay.num_wrong) == (0, 0)
 
 
 # -- stopped for too long ------------------------------------------------------------------------------------
