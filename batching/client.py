@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from batching.protocol import Abort, Deltas, ProtocolError, Submit, frame, from_worker, read_message
+from batching.protocol import Abort, Deltas, ProtocolError, Stats, Submit, frame, from_worker, read_message
 from batching.stats import WorkerStats
 from engines.types import ErrorCode, FinishReason, GenerationRequest, OutputDelta, RequestError
 
@@ -56,8 +56,8 @@ def _merge(first: OutputDelta, then: OutputDelta) -> None:
 class WorkerClient:
     """One connection. When it breaks, every open request ends in an error and `closed` is set."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.stats = WorkerStats()
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stats: WorkerStats) -> None:
+        self.stats = stats
         self.closed = asyncio.Event()
         self._writer = writer
         self._receivers: dict[str, Receiver] = {}
@@ -65,7 +65,19 @@ class WorkerClient:
 
     @classmethod
     async def connect(cls, socket_path: str) -> WorkerClient:
-        return cls(*await asyncio.open_unix_connection(socket_path))
+        """Returns when the worker serves: it greets with a report. Raises OSError."""
+        reader, writer = await asyncio.open_unix_connection(socket_path)
+        try:
+            greeting = await read_message(reader, from_worker)
+            if not isinstance(greeting, Stats):
+                raise ProtocolError("no greeting")
+        except (asyncio.IncompleteReadError, ProtocolError) as error:
+            writer.close()
+            raise ConnectionError(f"no worker answers at {socket_path}: {error}") from error
+        except BaseException:
+            writer.close()
+            raise
+        return cls(reader, writer, greeting.stats)
 
     def submit(self, request: GenerationRequest, ready: asyncio.Event | None = None) -> Receiver:
         """Never fails: what goes wrong arrives as the receiver's last delta."""

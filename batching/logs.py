@@ -10,7 +10,11 @@ from typing import Any
 
 
 class JsonFormatter(logging.Formatter):
-    """`extra={"fields": {...}}` adds keys to the line."""
+    """`extra={"fields": {...}}` adds keys to the line, `fields` to every line."""
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__()
+        self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -19,14 +23,15 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line |= self._fields
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def configure(level: str) -> None:
+def configure(level: str, **fields: object) -> None:
     """Everything that this process logs goes to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(**fields))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

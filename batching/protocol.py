@@ -23,17 +23,21 @@ _LENGTH = struct.Struct(">I")
 
 @dataclass(slots=True, frozen=True)
 class WorkerConfig:
-    """What a worker is started with, as one line of JSON on its standard input."""
+    """What a worker is started with, as one line of JSON on its standard input. `restarts`: how often it was before."""
 
     socket_path: str
     engine: EngineConfig
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     log_level: str = "info"
+    restarts: int = 0
 
 
 @dataclass(slots=True, frozen=True)
 class Started:
-    """A worker's first line on its standard output: it serves, or `error` says in one line why it can't."""
+    """A child's one line on its standard output: it serves, or `error` says in one line why it can't.
+
+    `info` is a worker's.
+    """
 
     info: EngineInfo | None = None
     error: str = ""

@@ -28,6 +28,7 @@ class WorkerStats:
     padding_cells: int = 0
     preemptions: int = 0
     step_seconds: float = 0.0
+    restarts: int = 0  # of its process; the others count since the last one
 
     def observe_step(self, size: int, cells: Cells) -> None:
         self.attention_cells += cells.real

@@ -22,6 +22,7 @@ import msgspec
 
 from batching import logs
 from batching.batcher import Batcher
+from batching.child import announce, outlive_parent, take_stdout
 from batching.protocol import (
     Deltas,
     ProtocolError,
@@ -122,18 +123,6 @@ class Worker:
             await asyncio.sleep(STATS_INTERVAL)
 
 
-def take_stdout() -> int:
-    """A descriptor for our one line. What libraries print joins the log: nobody reads the pipe after that line."""
-    answer = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return answer
-
-
-def announce(answer: int, started: Started) -> None:
-    os.write(answer, msgspec.json.encode(started) + b"\n")
-    os.close(answer)
-
-
 def listen(socket_path: str) -> socket.socket:
     """A socket that only our user can connect to. Raises EngineError."""
     listener = socket.socket(socket.AF_UNIX)
@@ -157,8 +146,7 @@ def leave(socket_path: str, status: int) -> NoReturn:
 
 def leave_with_parent(socket_path: str) -> None:
     """In a thread, since loading an engine takes minutes. The gateway ends us by closing our input, or by dying."""
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
+    outlive_parent()
     leave(socket_path, 0)
 
 
@@ -187,6 +175,7 @@ def run(config: WorkerConfig, answer: int) -> None:
     listener = listen(config.socket_path)
     engine = registry.create(config.engine)
     scheduler = Scheduler(engine.info, config.scheduler)
+    scheduler.stats.restarts = config.restarts
     announce(answer, Started(replace(engine.info, max_model_len=scheduler.max_model_len)))
     asyncio.run(Worker(engine, scheduler).serve(listener))
 

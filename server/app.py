@@ -18,11 +18,19 @@ from server.access import authenticate_route
 from server.errors import APIError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
 from server.refusals import log_refusal
 from server.request_id import RequestIdMiddleware
-from server.routes import admin, chat, completions, health, models
+from server.routes import admin, admin_plans, chat, completions, health, models, usage
 from server.services import Services
 from server.websocket import refuse
 
-ROUTERS = (chat.router, completions.router, models.router, health.router, admin.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    models.router,
+    usage.router,
+    health.router,
+    admin.router,
+    admin_plans.router,
+)
 EXPOSED_HEADERS = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"] + [
     f"x-ratelimit-{kind}-{unit}" for kind in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
 ]
@@ -58,7 +66,7 @@ def _allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["GET", "POST", "PATCH", "DELETE"],
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from loadtest.cli import bench
 from server.cli_common import read_settings
 from server.cli_keys import keys
+from server.cli_quota import quota
 
 app = typer.Typer(
     name="penstock",
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.add_typer(keys, name="keys")
+app.add_typer(quota, name="quota")
 
 
 @app.command()

@@ -13,12 +13,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from quota.levels import FEATURES, LimitError, Limits
-from server.cli_common import fail, read_settings, run
-from server.settings import Settings
+from server.cli_common import ConfigOption, DataDirOption, fail, read_settings, run, with_store
 from server.store import Store, StoreError
 from server.store.accounts import ADMIN_ACCOUNT, DEFAULT_ACCOUNT, check_name
 from server.store.credentials import issue_key, load_pepper
-from server.store.database import unavailable
 from server.store.keys import KeySpec
 from server.store.records import Account, Key, KeyKind, utc_now
 
@@ -27,8 +25,6 @@ keys = typer.Typer(help="Create, list and revoke keys.", no_args_is_help=True, p
 MAX_DAYS = 36_500  # as in the admin API
 
 T = TypeVar("T")
-ConfigOption = Annotated[Path | None, typer.Option(help="The server's TOML file.")]
-DataDirOption = Annotated[Path | None, typer.Option(help="The server's --data-dir.")]
 
 
 @keys.command()
@@ -181,13 +177,8 @@ def _state(key: Key) -> str:
 
 def _run(work: Callable[[Store, bytes], Awaitable[T]], config: Path | None, data_dir: Path | None) -> T:
     settings = read_settings(config, {"data_dir": data_dir})
-    return run(lambda: _with_store(settings, work), StoreError)
 
+    async def with_pepper(store: Store) -> T:
+        return await work(store, await load_pepper(store, settings.secrets.key_pepper or ""))
 
-async def _with_store(settings: Settings, work: Callable[[Store, bytes], Awaitable[T]]) -> T:
-    store = await Store.open(settings.server.database_url, settings.server.data_dir)
-    try:
-        with unavailable():
-            return await work(store, await load_pepper(store, settings.secrets.key_pepper or ""))
-    finally:
-        await store.close()
+    return run(lambda: with_store(settings, with_pepper), StoreError)

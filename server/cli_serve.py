@@ -6,20 +6,13 @@ import sys
 
 import typer
 
-from engines.base import EngineError
 from server import logs
 from server.banner import banner
 from server.cli_common import run
-from server.gateway import AddressError
-from server.gateway import serve as serve_gateway
-from server.model_files import ModelFilesError
-from server.services import Services
+from server.launch import OPERATOR_ERRORS
+from server.launch import serve as run_server
 from server.settings import Settings
-from server.settings_layers import SettingsError
-from server.store import StoreError
-from server.text.tokenizer import TokenizerError
-
-OPERATOR_ERRORS = (SettingsError, StoreError, EngineError, ModelFilesError, TokenizerError, AddressError)
+from server.store.credentials import GeneratedKeys
 
 
 def serve(settings: Settings, *, show_key: bool) -> None:
@@ -28,8 +21,8 @@ def serve(settings: Settings, *, show_key: bool) -> None:
     for warning in settings.warnings:
         typer.echo(f"penstock: warning: {warning}", err=True)
 
-    def ready(services: Services, url: str) -> None:
-        typer.echo(banner(services, url, show_key=show_key))
+    def ready(keys: GeneratedKeys, url: str) -> None:
+        typer.echo(banner(settings, keys, url, show_key=show_key))
         sys.stdout.flush()
 
-    run(lambda: serve_gateway(settings, ready), *OPERATOR_ERRORS)
+    run(lambda: run_server(settings, ready), *OPERATOR_ERRORS)

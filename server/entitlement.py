@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from quota.ledger import CostAboveLimit, Ledger, Refusal, Remaining
-from quota.levels import Kind, Layer, Limits, Plan, Unit
+from quota.ledger import CostAboveLimit, Ledger, QuotaDecision, QuotaUnavailable, Refusal, Remaining
+from quota.levels import Kind, Layer, Unit
+from quota.memory import wall_clock_ms
+from quota.standing import Standing, standings
 from server.auth import Principal
-from server.errors import InvalidRequest, PermissionDenied, RateLimited
+from server.errors import InvalidRequest, Overloaded, PermissionDenied, RateLimited
+from server.plans import PlanBook, key_limits
 
 CONCURRENCY_RETRY_MS = 1000  # nobody knows when a running request ends; a second is a polite guess
+QUOTA_RETRY_MS = 2000  # about what the shared ledger needs to come back
 
 
 @dataclass(slots=True, frozen=True)
@@ -25,12 +29,12 @@ class Grant:
 
 
 class Entitlement:
-    """Asks the ledger for one request at a time."""
+    """Asks the ledger for one request at a time. `observe` is told of every decision, for the metrics."""
 
-    def __init__(self, ledger: Ledger, plans: Mapping[str, Plan], on_refusal: Callable[[Refusal], None]) -> None:
+    def __init__(self, ledger: Ledger, plans: PlanBook, observe: Callable[[QuotaDecision], None]) -> None:
         self._ledger = ledger
         self._plans = plans
-        self._on_refusal = on_refusal
+        self._observe = observe
 
     def layers(self, principal: Principal, model: str, version: str, features: Collection[str]) -> tuple[Layer, ...]:
         """The limits that hold for one request. Raises PermissionDenied for a feature that the key does not have."""
@@ -40,15 +44,8 @@ class Entitlement:
         return self._layers(principal, model, version, features)
 
     def _layers(self, principal: Principal, model: str, version: str, features: Collection[str]) -> tuple[Layer, ...]:
-        limits = Limits.parse(principal.limits, "key.limits")
-        return self._plan(principal).layers(principal.key_id, model, version, features, limits)
-
-    def _plan(self, principal: Principal) -> Plan:
-        """An account whose plan is no longer configured keeps the default one: it is never unlimited by accident."""
-        plan = self._plans.get(principal.plan, self._plans["default"])
-        if not principal.overrides:
-            return plan
-        return plan.overridden(Plan.parse(principal.plan, principal.overrides))
+        plan = self._plans.effective(principal.plan, principal.overrides)
+        return plan.layers(principal.key_id, model, version, features, key_limits(principal.limits))
 
     async def reserve(self, lease_id: str, account: str, layers: tuple[Layer, ...], tokens: int) -> Grant:
         """Raises RateLimited, or InvalidRequest when no wait would ever admit it."""
@@ -56,9 +53,11 @@ class Entitlement:
             decision = await self._ledger.reserve(lease_id, account, layers, tokens)
         except CostAboveLimit as error:
             raise InvalidRequest(_sentence(str(error)), code="request_above_limit") from error
+        except QuotaUnavailable as error:
+            raise quota_unavailable() from error
         headers = limit_headers(decision.remaining)
+        self._observe(decision)
         if decision.refusal is not None:
-            self._on_refusal(decision.refusal)
             raise refused(decision.refusal, headers)
         return Grant(lease_id, account, layers, tokens, headers)
 
@@ -72,6 +71,12 @@ class Entitlement:
         """What is left to the account and the key, for an answer that costs nothing."""
         layers = self._layers(principal, "", "", ())
         return limit_headers(await self._ledger.peek(principal.account_id, layers))
+
+    async def standings(self, principal: Principal) -> list[Standing]:
+        """How every limit of the account and of this key stands. Raises LedgerUnavailable."""
+        plan = self._plans.effective(principal.plan, principal.overrides)
+        usage = await self._ledger.usage(principal.account_id)
+        return standings(plan, {principal.key_id: key_limits(principal.limits)}, usage, wall_clock_ms())
 
 
 def refused(refusal: Refusal, headers: Mapping[str, str]) -> RateLimited:
@@ -94,6 +99,12 @@ def refused(refusal: Refusal, headers: Mapping[str, str]) -> RateLimited:
         headers=headers,
         retry_after_ms=wait,
     )
+
+
+def quota_unavailable() -> Overloaded:
+    """The 503, while nobody can tell what is left."""
+    message = "Quotas can't be checked at the moment."
+    return Overloaded(message, code="quota_unavailable", retry_after_ms=QUOTA_RETRY_MS)
 
 
 def limit_headers(remaining: Remaining) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One gateway process: its services, its HTTP server, and an orderly end."""
+"""One gateway's HTTP server: the address it listens on, what signals do to it, and an orderly end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import uvicorn
 
 from server.app import create_app
 from server.http_protocol import BoundedHTTPProtocol
-from server.services import Services, running
+from server.services import Services
 from server.settings import ServerSettings, Settings
 from server.settings_layers import SettingsError
 
-OnReady = Callable[[Services, str], None]
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SETTLE_TIMEOUT = 3.0  # seconds
 PING_INTERVAL = 20.0  # seconds, on WebSockets
@@ -46,14 +45,8 @@ class Gateway(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """uvicorn would raise the signal again at the end, and the process would not exit with 0."""
-        loop = asyncio.get_running_loop()
-        for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, self._on_signal)
-        try:
+        with stop_signals(self._on_signal):
             yield
-        finally:
-            for number in STOP_SIGNALS:
-                loop.remove_signal_handler(number)
 
     async def cancel_the_rest(self) -> None:
         """Requests whose clients read nothing, or that a second signal cut short, are settled before we go."""
@@ -76,23 +69,29 @@ class Gateway(uvicorn.Server):
             self.should_exit = True
 
 
-async def serve(settings: Settings, on_ready: OnReady) -> None:
-    """Until a signal ends it. Raises AddressError, SettingsError and what `services.running` raises."""
-    check_certificate(settings.server)
-    listener = bind(settings.server, settings.timeouts.write)
-    with listener, signals_give_up_the_start():
-        async with running(settings) as services:
-            url = base_url(settings.server, listener)
-            config = uvicorn_config(settings, services)
-            gateway = Gateway(config, services, lambda: on_ready(services, url))
-            await gateway.serve([listener])
-            await gateway.cancel_the_rest()
+async def answer(services: Services, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Until a signal ends it. Raises AddressError."""
+    gateway = Gateway(uvicorn_config(services.settings, services), services, on_ready)
+    await gateway.serve([listener])
+    await gateway.cancel_the_rest()
+
+
+@contextlib.contextmanager
+def stop_signals(handler: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
 
 
 @contextlib.contextmanager
 def signals_give_up_the_start() -> Iterator[None]:
     """While models load: PID 1 of a container would not even notice a SIGTERM that nobody handles."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    task = asyncio.current_task()
     assert task is not None
     given_up = False
 
@@ -101,16 +100,12 @@ def signals_give_up_the_start() -> Iterator[None]:
         given_up = True
         task.cancel()
 
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, give_up)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not given_up or task.uncancel():
-            raise
-    finally:
-        for number in STOP_SIGNALS:
-            loop.remove_signal_handler(number)
+    with stop_signals(give_up):
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not given_up or task.uncancel():
+                raise
 
 
 def uvicorn_config(settings: Settings, services: Services) -> uvicorn.Config:

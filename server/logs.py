@@ -10,8 +10,9 @@ from batching import logs
 requests = logging.getLogger("penstock.request")
 
 
-def configure(level: str) -> None:
-    logs.configure(level)
+def configure(level: str, **fields: object) -> None:
+    """`fields` are added to every line."""
+    logs.configure(level, **fields)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its line of a WebSocket shows the query string
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from batching.stats import BATCH_SIZE_BOUNDS, WorkerStats
 from engines.types import Usage
+from quota.admission import NEAR_PERCENT
+from quota.ledger import QuotaDecision
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -30,16 +35,47 @@ class DeploymentTimes:
     request: Histogram
 
 
-class Metrics:
-    """One registry a gateway, so that tests and several apps in one process don't meet in a global."""
+def share_counts(folder: Path, gateway: int) -> None:
+    """From now on, what this process counts lies in files of this folder, which `Metrics(folder)` reads with those of
+    the other gateways. A gateway that is started again under the same number counts on in its predecessor's files.
 
-    def __init__(self) -> None:
+    Before any metric is made. https://prometheus.github.io/client_python/multiprocess/
+    """
+    folder.mkdir(exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    values.ValueClass = values.MultiProcessValue(lambda: gateway)  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """One registry a gateway, so that tests and several apps in one process don't meet in a global.
+
+    With `shared`, a folder of `share_counts`, it shows what all of them have counted.
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
         self.registry = CollectorRegistry()
+        self._shown = CollectorRegistry() if shared else self.registry
+        if shared:
+            MultiProcessCollector(self._shown, str(shared))  # type: ignore[no-untyped-call]
         self._times: dict[tuple[str, str], DeploymentTimes] = {}
         self.requests = self._counter("penstock_requests", "Finished requests", *DEPLOYMENT, "endpoint", "outcome")
         self.tokens = self._counter("penstock_tokens", "Tokens of finished requests", *DEPLOYMENT, "kind")
         self.refusals = self._counter("penstock_quota_refusals", "Requests that a quota refused", "level", "dimension")
-        self.restarts = self._counter("penstock_worker_restarts", "Workers started again", *DEPLOYMENT)
+        self.near_limits = self._counter(
+            "penstock_quota_near_limit",
+            f"Admissions that left a limit at {NEAR_PERCENT} % or more",
+            "level",
+            "dimension",
+        )
+        self.shadow_refusals = self._counter(
+            "penstock_quota_shadow_refusals", "Admissions that went past a shadow limit", "level", "dimension"
+        )
+        self.lost_usage = Gauge(
+            "penstock_usage_rows_lost",
+            "Usage rows that could not be stored",
+            registry=self.registry,
+            multiprocess_mode="sum",
+        )
         self.queue_time = self._histogram("penstock_queue_seconds", "Arrival to first step", LATENCY_BUCKETS)
         self.first_token = self._histogram(
             "penstock_time_to_first_token_seconds", "Arrival to first token", LATENCY_BUCKETS
@@ -52,11 +88,8 @@ class Metrics:
         )
 
     def watch_workers(self, source: StatsSource) -> None:
-        self.registry.register(WorkerCollector(source))
-
-    def count_lost_usage(self, dropped: Callable[[], int]) -> None:
-        gauge = Gauge("penstock_usage_rows_lost", "Usage rows that could not be stored", registry=self.registry)
-        gauge.set_function(dropped)
+        """Not summed over gateways: every one hears all that the workers report."""
+        self._shown.register(WorkerCollector(source))
 
     def of(self, model: str, version: str) -> DeploymentTimes:
         """Deployments are few and never forgotten."""
@@ -71,8 +104,16 @@ class Metrics:
         self.tokens.labels(model, version, "cached").inc(usage.cached_tokens)
         self.tokens.labels(model, version, "completion").inc(usage.completion_tokens)
 
+    def observe_decision(self, decision: QuotaDecision) -> None:
+        if decision.refusal is not None:
+            self.refusals.labels(decision.refusal.level, decision.refusal.dimension).inc()
+        for level, dimension in decision.near:
+            self.near_limits.labels(level, dimension).inc()
+        for passed in decision.shadowed:
+            self.shadow_refusals.labels(passed.level, passed.dimension).inc()
+
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(self._shown)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -96,6 +137,7 @@ COUNTERS = {
     "padding_cells": ("penstock_padding_cells", "Query-key pairs that padding to a length bucket added"),
     "preemptions": ("penstock_preemptions", "Sequences that lost their KV space and were computed again"),
     "step_seconds": ("penstock_engine_step_seconds", "Time spent waiting for steps"),
+    "restarts": ("penstock_worker_restarts", "Workers started again"),
 }
 
 

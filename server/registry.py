@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from batching.child import start_all
 from batching.client import WorkerClient
+from batching.link import WorkerLink
 from batching.protocol import WorkerConfig
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
-from batching.supervisor import WorkerSupervisor
 from engines.types import EngineConfig, EngineInfo
 from server import model_files
 from server.settings import ModelSettings, Settings
@@ -23,21 +24,27 @@ from server.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from server.text.tokenizer_files import read_json
 from server.wire.sampling import ModelLimits, SamplingDefaults
 
+LinkMaker = Callable[[WorkerConfig, str], WorkerLink]
+"""Start a worker so configured, or connect to it if somebody else starts it; the name of its replica is for logs."""
+
 
 @dataclass(slots=True)
 class Replica:
     """One engine of a deployment. `num_open` counts this gateway's requests on it."""
 
-    supervisor: WorkerSupervisor
+    link: WorkerLink
     num_open: int = 0
+    _latest: WorkerClient | None = None
 
     @property
     def client(self) -> WorkerClient | None:
-        return self.supervisor.client
+        return self.link.client
 
     @property
     def stats(self) -> WorkerStats:
-        return self.client.stats if self.client is not None else WorkerStats()
+        """As last reported: while the worker is away, what it had counted stays known."""
+        self._latest = self.client or self._latest
+        return self._latest.stats if self._latest is not None else WorkerStats()
 
     @property
     def load(self) -> int:
@@ -73,10 +80,10 @@ class Deployment:
 class Registry:
     """Starts what the settings declare, all of it or nothing."""
 
-    def __init__(self, settings: Settings, socket_dir: Path, on_restart: Callable[[str, str], None]) -> None:
+    def __init__(self, settings: Settings, socket_dir: Path, make_link: LinkMaker) -> None:
         self._settings = settings
         self._socket_dir = socket_dir
-        self._on_restart = on_restart
+        self._make_link = make_link
         self.deployments: dict[str, Deployment] = {}  # by name@version, in the order of their declaration
 
     async def start(self) -> None:
@@ -89,14 +96,17 @@ class Registry:
             for task in starting:
                 task.cancel()
             await asyncio.gather(*starting, return_exceptions=True)
-            await self._stop(replica for task in starting if _succeeded(task) for replica in task.result().replicas)
+            await _stop(task.result() for task in starting if _succeeded(task))
             raise
 
     async def stop(self) -> None:
-        await self._stop(replica for deployment in self.deployments.values() for replica in deployment.replicas)
+        await _stop(self.deployments.values())
 
-    async def _stop(self, replicas: Iterator[Replica]) -> None:
-        await asyncio.gather(*(replica.supervisor.stop() for replica in replicas))
+    @property
+    def engines(self) -> dict[str, EngineInfo]:
+        """What every started replica's engine is, by the replica's name."""
+        links = [replica.link for deployment in self.deployments.values() for replica in deployment.replicas]
+        return {link.name: link.info for link in links if link.info is not None}
 
     def replica_stats(self) -> Iterator[tuple[str, str, WorkerStats, bool]]:
         for deployment in self.deployments.values():
@@ -106,17 +116,11 @@ class Registry:
     async def _deploy(self, model: ModelSettings) -> Deployment:
         folder = await asyncio.to_thread(_find_folder, model)
         encoder = await asyncio.to_thread(_load_encoder, model, folder)
-        replicas = [self._replica(model, folder, index) for index in range(model.replicas)]
-        try:
-            async with asyncio.TaskGroup() as starting:
-                for replica in replicas:
-                    starting.create_task(replica.supervisor.start())
-            return _deployment(model, folder, encoder, replicas)
-        except BaseException as error:
-            await self._stop(iter(replicas))
-            raise error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error from None
+        links = [self._link(model, folder, index) for index in range(model.replicas)]
+        await start_all(links)
+        return _deployment(model, folder, encoder, [Replica(link) for link in links])
 
-    def _replica(self, model: ModelSettings, folder: Path | None, index: int) -> Replica:
+    def _link(self, model: ModelSettings, folder: Path | None, index: int) -> WorkerLink:
         name = f"{model.id}#{index}" if model.replicas > 1 else model.id
         # A short name: the path of a Unix socket ends at 107 bytes.
         socket = self._socket_dir / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.sock"
@@ -134,7 +138,11 @@ class Registry:
             scheduler=SchedulerConfig(max_queue=model.max_queue, queue_timeout=self._settings.timeouts.queue),
             log_level=self._settings.server.log_level,
         )
-        return Replica(WorkerSupervisor(config, name, lambda: self._on_restart(model.name, model.version)))
+        return self._make_link(config, name)
+
+
+async def _stop(deployments: Iterable[Deployment]) -> None:
+    await asyncio.gather(*(replica.link.stop() for deployment in deployments for replica in deployment.replicas))
 
 
 def _succeeded(task: asyncio.Task[Deployment]) -> bool:
@@ -144,7 +152,7 @@ def _succeeded(task: asyncio.Task[Deployment]) -> bool:
 def _deployment(
     model: ModelSettings, folder: Path | None, encoder: ChatEncoder, replicas: Sequence[Replica]
 ) -> Deployment:
-    info = replicas[0].supervisor.info
+    info = replicas[0].link.info
     assert info is not None
     return Deployment(
         model=model.name,

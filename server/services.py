@@ -6,28 +6,24 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import tempfile
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from quota.ledger import Ledger, Refusal
-from quota.levels import Plan
-from quota.memory import MemoryLedger
+from quota.ledger import Ledger
 from server.auth import Authenticator
 from server.entitlement import Entitlement
 from server.errors import Overloaded
 from server.generation import Resources
 from server.job import Caller
 from server.leases import LeaseKeeper
+from server.ledgers import able_to_go_on, open_embedded, open_shared
 from server.metrics import Metrics
 from server.pipeline import Pipeline, report
+from server.plans import PlanBook
 from server.registry import Registry
 from server.routing import Router
 from server.settings import Settings
-from server.settings_layers import SettingsError
 from server.store import Store
 from server.store.credentials import GeneratedKeys, ensure_presets, load_pepper
 from server.store.records import UsageRecord
@@ -44,11 +40,10 @@ class Services:
     settings: Settings
     store: Store
     pepper: bytes
-    generated_keys: GeneratedKeys
     authenticator: Authenticator
     ledger: Ledger
     entitlement: Entitlement
-    plans: Mapping[str, Plan]
+    plans: PlanBook
     registry: Registry
     router: Router
     pipeline: Pipeline
@@ -77,23 +72,36 @@ class Services:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Services]:
+async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+    """Raises StoreError."""
+    store = await Store.open(settings.server.database_url, settings.server.data_dir)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def first_keys(store: Store, settings: Settings) -> GeneratedKeys:
+    """Made or checked once at the start of a server, however many gateways it has. Raises StoreError."""
+    secrets = settings.secrets
+    pepper = await load_pepper(store, secrets.key_pepper or "")
+    return await ensure_presets(store, pepper, secrets.api_key, secrets.admin_key)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, store: Store, registry: Registry, metrics: Metrics) -> AsyncIterator[Services]:
     """Everything started, in an order in which each part finds what it needs; stopped in the opposite one.
 
     Raises SettingsError, StoreError, EngineError, ModelFilesError or TokenizerError: one line for the operator.
     """
-    if settings.server.redis_url:
-        raise SettingsError("server.redis_url: there is no shared ledger yet: leave it empty, with one gateway")
     async with contextlib.AsyncExitStack() as stack:
-        records = await _open_records(stack, settings)
-        ledger = MemoryLedger()
-        stack.push_async_callback(ledger.close)
-        await _restore(ledger, records.store)
+        records = await _open_records(stack, settings, store, metrics)
+        ledger = await _open_ledger(stack, settings, records)
         leases = LeaseKeeper(ledger)
         _background(stack, leases.run())
-        metrics = Metrics()
-        metrics.count_lost_usage(lambda: records.writer.dropped)
-        registry = await _start_models(stack, settings, metrics)
+        await registry.start()
+        stack.push_async_callback(registry.stop)
+        metrics.watch_workers(registry.replica_stats)
         yield _assemble(settings, records, ledger, leases, metrics, registry)
 
 
@@ -103,24 +111,26 @@ class _Records:
 
     store: Store
     pepper: bytes
-    generated_keys: GeneratedKeys
     authenticator: Authenticator
+    plans: PlanBook
     writer: UsageWriter
 
 
-async def _open_records(stack: contextlib.AsyncExitStack, settings: Settings) -> _Records:
-    store = await Store.open(settings.server.database_url, settings.server.data_dir)
-    stack.push_async_callback(store.close)
-    secrets = settings.secrets
-    pepper = await load_pepper(store, secrets.key_pepper or "")
-    generated = await ensure_presets(store, pepper, secrets.api_key, secrets.admin_key)
+async def _open_records(
+    stack: contextlib.AsyncExitStack, settings: Settings, store: Store, metrics: Metrics
+) -> _Records:
+    pepper = await load_pepper(store, settings.secrets.key_pepper or "")
     authenticator = Authenticator(store.keys, pepper)
     authenticator.start()
     stack.push_async_callback(authenticator.close)
-    writer = UsageWriter(store.usage)
+    plans = PlanBook(settings.quota.plans, store.plans)
+    await plans.refresh()
+    plans.start()
+    stack.push_async_callback(plans.close)
+    writer = UsageWriter(store.usage, on_drop=metrics.lost_usage.inc)
     writer.start()
     stack.push_async_callback(writer.close)
-    return _Records(store, pepper, generated, authenticator, writer)
+    return _Records(store, pepper, authenticator, plans, writer)
 
 
 def _assemble(
@@ -130,10 +140,7 @@ def _assemble(
         records.writer.record(record)
         report(record, caller, metrics)
 
-    def count_refusal(refusal: Refusal) -> None:
-        metrics.refusals.labels(refusal.level, refusal.dimension).inc()
-
-    entitlement = Entitlement(ledger, settings.quota.plans, count_refusal)
+    entitlement = Entitlement(ledger, records.plans, metrics.observe_decision)
     router = Router(registry, settings.routing)
     services: Services
     resources = Resources(
@@ -150,11 +157,10 @@ def _assemble(
         settings=settings,
         store=records.store,
         pepper=records.pepper,
-        generated_keys=records.generated_keys,
         authenticator=records.authenticator,
         ledger=ledger,
         entitlement=entitlement,
-        plans=settings.quota.plans,
+        plans=records.plans,
         registry=registry,
         router=router,
         pipeline=Pipeline(router, content_filter, resources),
@@ -164,24 +170,16 @@ def _assemble(
     return services
 
 
-async def _restore(ledger: Ledger, store: Store) -> None:
-    """A restart forgets no budget: this month's durable usage is where the counters begin."""
-    first_of_month = datetime.now(UTC).date().replace(day=1)
-    for total in await store.usage.totals_since(first_of_month):
-        await ledger.restore(total.account_id, total.level, total.name, total.day, total.requests, total.tokens)
-
-
-async def _start_models(stack: contextlib.AsyncExitStack, settings: Settings, metrics: Metrics) -> Registry:
-    socket_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-")))
-
-    def count_restart(model: str, version: str) -> None:
-        metrics.restarts.labels(model, version).inc()
-
-    registry = Registry(settings, socket_dir, count_restart)
-    await registry.start()
-    stack.push_async_callback(registry.stop)
-    metrics.watch_workers(registry.replica_stats)
-    return registry
+async def _open_ledger(stack: contextlib.AsyncExitStack, settings: Settings, records: _Records) -> Ledger:
+    ledger: Ledger
+    if settings.server.redis_url:
+        shared = await open_shared(settings, records.store, records.writer.flush)
+        _background(stack, shared.watch())
+        ledger = able_to_go_on(shared, settings)
+    else:
+        ledger = await open_embedded(records.store)
+    stack.push_async_callback(ledger.close)
+    return ledger
 
 
 def _background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:

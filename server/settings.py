@@ -180,6 +180,7 @@ class LimitSettings(_Section):
 class _QuotaTable(_Section):
     max_gateways: Annotated[int, Field(ge=1)] = 4
     when_redis_is_away: Literal["share", "closed", "open"] = "share"
+    audit: bool = False
     plans: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -196,6 +197,9 @@ class _Document(_Section):
 @dataclass(frozen=True, slots=True)
 class QuotaSettings:
     plans: Mapping[str, Plan]  # always has "default"
+    max_gateways: int = 4  # a gateway's share of a limit while Redis is away is limit // max_gateways
+    when_redis_is_away: str = "share"  # a `quota.degraded.WhenAway`
+    audit: bool = False  # whether Redis keeps a log of every step
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,10 +289,10 @@ def _check(document: _Document) -> None:
             raise Problem(("server", other), f"required with {key}")
         if getattr(server, key) and not Path(getattr(server, key)).is_file():
             raise Problem(("server", key), "no such file")
-    for key in ("max_gateways", "when_redis_is_away"):
-        default = _QuotaTable.model_fields[key].default
-        if getattr(document.quota, key) != default:
-            raise Problem(("quota", key), f"there is no shared ledger yet: leave it at {shown(default)}")
+    if document.quota.max_gateways < server.gateways:
+        raise Problem(("quota", "max_gateways"), f"expected at least server.gateways, which is {server.gateways}")
+    if document.quota.audit and not server.redis_url:
+        raise Problem(("quota", "audit"), "only the shared ledger keeps a log: it needs server.redis_url")
     for i, model in enumerate(document.models):
         _check_model(document, i, model)
     _check_routing(document)
@@ -321,7 +325,7 @@ def _check_routing(document: _Document) -> None:
 def _quota(table: _QuotaTable) -> QuotaSettings:
     """Raises LimitError."""
     plans = {"default": DEFAULT_PLAN} | {name: Plan.parse(name, raw) for name, raw in table.plans.items()}
-    return QuotaSettings(plans)
+    return QuotaSettings(plans, table.max_gateways, table.when_redis_is_away, table.audit)
 
 
 def _settings(document: _Document, quota: QuotaSettings, secrets: Secrets, warnings: tuple[str, ...]) -> Settings:

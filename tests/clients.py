@@ -32,9 +32,9 @@ def chat(model: str, prompt: str, max_tokens: int, **fields: object) -> dict[str
     return {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, **fields}
 
 
-async def until(condition: Callable[[], bool], what: str = "it") -> None:
+async def until(condition: Callable[[], bool], what: str = "it", patience: float = PATIENCE) -> None:
     """Wait for a condition. It may ask the server: it is called in a thread."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not await asyncio.to_thread(condition):
         assert time.monotonic() < deadline, f"{what} did not happen"
         await asyncio.sleep(0.05)

@@ -72,6 +72,11 @@ class PenstockProcess:
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 60) -> int:
+        """For its end; the exit status."""
+        assert self._process is not None
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -105,9 +110,15 @@ class PenstockProcess:
         return self.base_url.replace("http", "ws", 1) + "/chat/completions"
 
     def worker_pids(self) -> list[int]:
-        """The workers: our process's children."""
+        return self._children(b"batching.worker")
+
+    def gateway_pids(self) -> list[int]:
+        """None where the server's own process is the only gateway."""
+        return self._children(b"server.gateway_process")
+
+    def _children(self, module: bytes) -> list[int]:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"batching.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [int(pid) for pid in children if module in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def sdk(self, **options: object) -> openai.OpenAI:
         return openai.OpenAI(**{"base_url": self.base_url, "api_key": API_KEY, "max_retries": 0, **options})  # type: ignore[arg-type]

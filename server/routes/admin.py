@@ -1,20 +1,17 @@
 """/admin/v1: accounts, keys, usage. For admin keys only."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, Protocol, TypeVar, cast
+from typing import Any
 
-from fastapi import APIRouter, Depends
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 
-from server.access import require_admin
-from server.auth import Authenticator, Principal
-from server.errors import Conflict, InvalidRequest, NotFound, Overloaded, PermissionDenied
-from server.routes.common import HasSettings, read
-from server.store import NameTaken, Store
+from server.auth import Principal
+from server.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
+from server.routes.admin_common import Admin, AdminServices, Services, admin_router, find_account
+from server.routes.common import read
+from server.store import NameTaken
 from server.store.accounts import ADMIN_ACCOUNT
 from server.store.credentials import issue_key
 from server.store.errors import WrongKeySpec
@@ -22,51 +19,18 @@ from server.store.keys import KeySpec
 from server.store.records import Account, Key, KeyKind, utc_now
 from server.wire import admin as wire
 from server.wire.body import read_query
+from server.wire.usage import Page, page
 
 log = logging.getLogger(__name__)
 
 
-class AdminServices(HasSettings, Protocol):
-    """What these routes need of the application's services."""
-
-    @property
-    def store(self) -> Store: ...
-
-    @property
-    def authenticator(self) -> Authenticator: ...
-
-    @property
-    def pepper(self) -> bytes: ...
-
-    @property
-    def plans(self) -> Mapping[str, Any]:
-        """The configured plans, by name."""
-        ...
-
-
-def services_of(request: Request) -> AdminServices:
-    """The only place here that knows where the application keeps them."""
-    return cast(AdminServices, request.app.state.penstock)
-
-
-async def store_is_there() -> AsyncIterator[None]:
-    """A database that is away is a 503, not a fault of ours."""
-    try:
-        yield
-    except (SQLAlchemyError, OSError) as error:
-        log.warning("admin: the database failed: %s", type(error).__name__)
-        raise Overloaded("The database can't be reached at the moment.", retry_after_ms=1000) from error
-
-
-Services = Annotated[AdminServices, Depends(services_of)]
-Admin = Annotated[Principal, Depends(require_admin)]
-router = APIRouter(prefix="/admin/v1", dependencies=[Depends(require_admin), Depends(store_is_there)])
+router = admin_router()
 
 
 @router.post("/accounts")
 async def create_account(request: Request, services: Services, admin: Admin) -> wire.AccountView:
     body = await read(request, wire.CreateAccount, services)
-    _check_plan(services, body.plan)
+    await _check_plan(services, body.plan)
     try:
         account = await services.store.accounts.create(body.name, body.plan, body.overrides)
     except NameTaken as error:
@@ -76,24 +40,24 @@ async def create_account(request: Request, services: Services, admin: Admin) -> 
 
 
 @router.get("/accounts")
-async def list_accounts(request: Request, services: Services) -> wire.Page[wire.AccountView]:
+async def list_accounts(request: Request, services: Services) -> Page[wire.AccountView]:
     query = read_query(request, wire.PageQuery)
     accounts = await services.store.accounts.list(query.limit + 1, query.after)
-    return _page([_account_view(account) for account in accounts], query.limit)
+    return page([_account_view(account) for account in accounts], query.limit)
 
 
 @router.get("/accounts/{account}")
 async def get_account(account: str, services: Services) -> wire.AccountView:
-    return _account_view(await _account(services, account))
+    return _account_view(await find_account(services, account))
 
 
 @router.patch("/accounts/{account}")
 async def change_account(account: str, request: Request, services: Services, admin: Admin) -> wire.AccountView:
     """Takes effect here at once, on other gateways when their cached answers are old."""
     body = await read(request, wire.ChangeAccount, services)
-    found = await _account(services, account)
+    found = await find_account(services, account)
     if body.plan is not None:
-        _check_plan(services, body.plan)
+        await _check_plan(services, body.plan)
     if body.disabled and found.name == ADMIN_ACCOUNT:
         raise Conflict(f"The account {ADMIN_ACCOUNT} can't be disabled: no key could enable it.", param="disabled")
     changed = await services.store.accounts.update(
@@ -116,11 +80,11 @@ async def create_key(request: Request, services: Services, admin: Admin) -> wire
 
 
 @router.get("/keys")
-async def list_keys(request: Request, services: Services) -> wire.Page[wire.KeyView]:
+async def list_keys(request: Request, services: Services) -> Page[wire.KeyView]:
     query = read_query(request, wire.KeysQuery)
-    account_id = (await _account(services, query.account)).id if query.account else None
+    account_id = (await find_account(services, query.account)).id if query.account else None
     keys = await services.store.keys.list(account_id, query.limit + 1, query.after)
-    return _page([_key_view(key) for key in keys], query.limit)
+    return page([_key_view(key) for key in keys], query.limit)
 
 
 @router.get("/keys/{key_id}")
@@ -139,23 +103,22 @@ async def revoke_key(key_id: str, services: Services, admin: Admin) -> wire.KeyV
 
 
 @router.get("/usage")
-async def usage(request: Request, services: Services) -> wire.Page[wire.UsageView]:
+async def usage(request: Request, services: Services) -> Page[wire.UsageView]:
     """Up to half a second behind: usage is written in batches."""
     query = read_query(request, wire.UsageQuery)
-    account_id = (await _account(services, query.account)).id if query.account else None
+    account_id = (await find_account(services, query.account)).id if query.account else None
     sums = await services.store.usage.sums(
-        query.group_by, account_id=account_id, since=query.since, until=query.until, limit=query.limit + 1
+        query.group_by,
+        account_id=account_id,
+        key_id=query.key,
+        model=query.model,
+        since=query.since,
+        until=query.until,
+        limit=query.limit + 1,
     )
     names = await services.store.accounts.names({row.account_id for row in sums if row.account_id})
     views = [wire.UsageView(account=names.get(row.account_id or ""), **asdict(row)) for row in sums]
-    return _page(views, query.limit)
-
-
-async def _account(services: AdminServices, name_or_id: str) -> Account:
-    account = await services.store.accounts.get(name_or_id)
-    if account is None:
-        raise NotFound("No such account.", param="account")
-    return account
+    return page(views, query.limit)
 
 
 def _found(key: Key | None) -> Key:
@@ -164,9 +127,12 @@ def _found(key: Key | None) -> Key:
     return key
 
 
-def _check_plan(services: AdminServices, plan: str) -> None:
-    if plan not in services.plans:
-        raise InvalidRequest(f"Unknown plan: expected one of {', '.join(sorted(services.plans))}.", param="plan")
+async def _check_plan(services: AdminServices, plan: str) -> None:
+    if plan not in services.plans.entries:
+        await services.plans.refresh()  # perhaps another gateway made it just now
+    if plan not in services.plans.entries:
+        known = ", ".join(sorted(services.plans.entries))
+        raise InvalidRequest(f"Unknown plan: expected one of {known}.", param="plan")
 
 
 async def _spec(services: AdminServices, body: wire.CreateKey, admin: Principal) -> KeySpec:
@@ -190,7 +156,7 @@ async def _owner(services: AdminServices, body: wire.CreateKey) -> Account:
     if (name := body.account or default) is None:
         message = "Missing required parameter: 'account'."
         raise InvalidRequest(message, param="account", code="missing_required_parameter")
-    return await _account(services, name)
+    return await find_account(services, name)
 
 
 def _models(wanted: frozenset[str] | None, admin: Principal) -> frozenset[str] | None:
@@ -221,14 +187,6 @@ def _expiry(wanted: datetime | None, admin: Principal) -> datetime | None:
     if wanted > admin.expires_at:
         raise PermissionDenied("A key can't outlive the key that makes it.", param="expires_at")
     return wanted
-
-
-View = TypeVar("View", bound=wire.AdminModel)
-
-
-def _page(views: Sequence[View], limit: int) -> wire.Page[View]:
-    """`views` has one more than a page if there is more."""
-    return wire.Page[View](data=views[:limit], has_more=len(views) > limit)
 
 
 def _account_view(account: Account) -> wire.AccountView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,12 +10,15 @@ from typing import Annotated, Protocol, TypeVar, cast
 
 from fastapi import Depends
 from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from quota.ledger import LedgerUnavailable
 from server.access import current_principal
 from server.auth import Principal
-from server.errors import APIError
+from server.entitlement import quota_unavailable
+from server.errors import APIError, Overloaded
 from server.generation import Generation
 from server.job import Caller
 from server.request_id import request_id_of
@@ -23,6 +27,8 @@ from server.settings import Settings
 from server.streaming import EventStream, Render, WholeAnswer
 from server.wire.body import read_json
 from server.wire.common import ChunkEncoder
+
+log = logging.getLogger(__name__)
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -78,6 +84,17 @@ async def limit_headers_on_errors(principal: Principal, services: Services) -> A
     except APIError as error:
         error.headers = await services.entitlement.headers(principal) | error.headers
         raise
+
+
+async def store_is_there() -> AsyncIterator[None]:
+    """For routes that read the records: a database or a ledger that is away is a 503, not a fault of ours."""
+    try:
+        yield
+    except LedgerUnavailable as error:
+        raise quota_unavailable() from error
+    except (SQLAlchemyError, OSError) as error:
+        log.warning("the database failed: %s", type(error).__name__)
+        raise Overloaded("The database can't be reached at the moment.", retry_after_ms=1000) from error
 
 
 def respond(generation: Generation, render: Render, encoder: type[ChunkEncoder], services: Services) -> Response:

@@ -1,4 +1,4 @@
-"""Durable records: accounts, keys, usage, settings. SQLite by default, PostgreSQL by URL."""
+"""Durable records: accounts, keys, plans, usage, settings. SQLite by default, PostgreSQL by URL."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from server.store.accounts import Accounts
 from server.store.database import Database
 from server.store.errors import NameTaken, StoreError
 from server.store.keys import Keys
+from server.store.plans import Plans
 from server.store.settings import KeptSettings
 from server.store.usage import UsageLog
 
@@ -21,6 +22,7 @@ class Store:
     database: Database
     accounts: Accounts
     keys: Keys
+    plans: Plans
     usage: UsageLog
     settings: KeptSettings
 
@@ -28,7 +30,14 @@ class Store:
     async def open(cls, url: str = "", data_dir: Path | None = None) -> Self:
         """Connect and migrate. `url` "" is SQLite at `data_dir`/penstock.db. Raises `StoreError`."""
         database = await Database.open(url, data_dir)
-        return cls(database, Accounts(database), Keys(database), UsageLog(database), KeptSettings(database))
+        return cls(
+            database,
+            accounts=Accounts(database),
+            keys=Keys(database),
+            plans=Plans(database),
+            usage=UsageLog(database),
+            settings=KeptSettings(database),
+        )
 
     async def close(self) -> None:
         await self.database.close()

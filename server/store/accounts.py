@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -58,6 +58,11 @@ class Accounts:
         query = select(AccountRow.id, AccountRow.name).where(AccountRow.id.in_(account_ids))
         async with self._database.read() as session:
             return {row.id: row.name for row in await session.execute(query)}
+
+    async def num_with_plan(self, plan: str) -> int:
+        query = select(func.count()).select_from(AccountRow).where(AccountRow.plan == plan)
+        async with self._database.read() as session:
+            return (await session.execute(query)).scalar_one()
 
     async def list(self, limit: int = 100, after: str | None = None) -> list[Account]:
         """Oldest first; `after` is the id of the last one of the page before."""

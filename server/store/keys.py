@@ -61,6 +61,13 @@ class Keys:
     async def find_by_digest(self, digest: bytes) -> Credential | None:
         return await self._credential(_with_accounts().where(KeyRow.digest == digest))
 
+    async def valid(self, account_id: str) -> list[Key]:
+        """All of an account's keys that are neither revoked nor expired, oldest first."""
+        unexpired = or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > utc_now())
+        query = _with_accounts().where(KeyRow.account_id == account_id, KeyRow.revoked_at.is_(None), unexpired)
+        async with self._database.read() as session:
+            return [key_of(*row) for row in await session.execute(query.order_by(KeyRow.created_at, KeyRow.id))]
+
     async def list(self, account_id: str | None = None, limit: int = 100, after: str | None = None) -> list[Key]:
         """Oldest first, revoked ones included; `after` is the id of the last one of the page before."""
         query = _with_accounts().order_by(KeyRow.created_at, KeyRow.id).limit(limit)

@@ -55,6 +55,13 @@ class Credential:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPlan:
+    name: str
+    tables: Mapping[str, Any]  # what `quota.levels.Plan.parse` reads, as long as nobody else wrote here
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class UsageRecord:
     """One finished request. `started_at` is when it was admitted: its day is the one whose budgets it spent."""
 
@@ -101,6 +108,7 @@ class UsageDimension(StrEnum):
     ACCOUNT = "account"
     KEY = "key"
     MODEL = "model"
+    FEATURE = "feature"
     DAY = "day"
 
 
@@ -112,6 +120,7 @@ class UsageSum:
     key_id: str | None
     model: str | None
     version: str | None
+    feature: str | None
     day: date | None
     requests: int
     prompt_tokens: int

@@ -121,6 +121,16 @@ class UsageRow(Base):
     day: Mapped[date] = mapped_column(Date)
 
 
+class PlanRow(Base):
+    """A plan that the admin API set: it stands in place of the configuration file's of that name."""
+
+    __tablename__ = "plans"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tables: Mapped[dict[str, Any]] = mapped_column(JSON)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class SettingRow(Base):
     """A value that Penstock made for itself: the pepper of keys, the ids of the first ones."""
 

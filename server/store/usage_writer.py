@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Protocol
@@ -37,10 +37,12 @@ class UsageWriter:
         capacity: int = 50_000,
         max_backoff_s: float = 10.0,
         write_timeout_s: float = 30.0,
+        on_drop: Callable[[], None] = lambda: None,
     ) -> None:
         self.dropped = 0  # records lost so far: no room, or refused by the database for what they hold
         self.written = 0
         self._sink = sink
+        self._on_drop = on_drop
         self._interval_s = interval_s
         self._batch_size = batch_size
         self._capacity = capacity
@@ -145,6 +147,7 @@ class UsageWriter:
 
     def _drop(self, reason: str) -> None:
         self.dropped += 1
+        self._on_drop()
         if self.dropped & (self.dropped - 1) == 0:  # the 1st, 2nd, 4th, 8th...: loud, but never a flood
             log.error("usage record dropped, %s (%d so far)", reason, self.dropped)
 

@@ -1,23 +1,15 @@
 """The admin API's bodies and answers. Limits and plans are written as in the configuration file."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from quota.levels import FEATURES, LimitError, Limits, Plan
 from server.store.accounts import DEFAULT_PLAN_NAME, check_name
 from server.store.records import KeyKind, UsageDimension
+from server.wire.usage import AnyGroups, UsageGroup, UsagePeriod
 
 MAX_SCOPES = 256
 LATEST_EXPIRY = datetime(9000, 1, 1, tzinfo=UTC)
@@ -37,7 +29,7 @@ def _check_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
     try:
         Plan.parse("overrides", overrides)
     except LimitError as error:
-        raise ValueError(str(error).removeprefix("quota.plans.")) from None
+        raise ValueError(str(error).replace("quota.plans.overrides", "overrides")) from None
     return overrides
 
 
@@ -45,10 +37,6 @@ def _check_features(features: frozenset[str]) -> frozenset[str]:
     if not features <= FEATURES:
         raise ValueError(f"expected some of {', '.join(sorted(FEATURES))}")
     return features
-
-
-def _split(names: object) -> object:
-    return names.split(",") if isinstance(names, str) else names
 
 
 Visible = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -146,31 +134,9 @@ class NewKeyView(KeyView):
     key: str = Field(repr=False)
 
 
-class UsageView(AdminModel):
-    """One group. What was not grouped by is null."""
-
-    object: Literal["usage"] = "usage"
+class UsageView(UsageGroup):
     account: str | None  # its name
     account_id: str | None
-    key_id: str | None
-    model: str | None
-    version: str | None
-    day: date | None
-    requests: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-
-
-View = TypeVar("View", bound=AdminModel)
-
-
-class Page(AdminModel, Generic[View]):
-    """`has_more`: ask again with `after` set to the last id."""
-
-    object: Literal["list"] = "list"
-    data: Sequence[View]
-    has_more: bool
 
 
 class PageQuery(BaseModel):
@@ -186,20 +152,11 @@ class KeysQuery(PageQuery):
     account: AccountReference | None = None
 
 
-class UsageQuery(BaseModel):
-    """`group_by`: names separated by commas. Days are UTC, `until` is included."""
+class UsageQuery(UsagePeriod):
+    """`group_by`: names separated by commas. `account`, `key` (its id) and `model` (`name`, which is all its versions,
+    or `name@version`) leave out what is not theirs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    group_by: Annotated[tuple[UsageDimension, ...], BeforeValidator(_split)] = (UsageDimension.ACCOUNT,)
+    group_by: AnyGroups = (UsageDimension.ACCOUNT,)
     account: AccountReference | None = None
-    since: date | None = None
-    until: date | None = None
-    limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
-
-    @field_validator("group_by")
-    @classmethod
-    def _once(cls, names: tuple[UsageDimension, ...]) -> tuple[UsageDimension, ...]:
-        if len(set(names)) != len(names):
-            raise ValueError("each name may stand once")
-        return names
+    key: Annotated[Visible, Field(min_length=1, max_length=64)] | None = None
+    model: ModelName | None = None

@@ -23,6 +23,7 @@ class Puppet:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
+        writer.write(frame(Stats(WorkerStats(steps=1))))
         self.connected.set()
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
@@ -169,6 +170,32 @@ async def test_closing_ends_what_is_open(client, puppet):
     receiver = client.submit(make_request("r"))
     await client.close()
     assert_lost(receiver.take())
+
+
+async def test_the_greeting_is_a_report(client):
+    assert client.stats.steps == 1
+
+
+@pytest.mark.parametrize("greeting", [b"", b"\0\0\0\1\xc1", frame(Deltas([]))])
+async def test_connecting_to_what_is_no_worker_fails(socket_path, greeting):
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        writer.close()
+
+    async with await asyncio.start_unix_server(greet, socket_path):
+        with pytest.raises(ConnectionError, match="no worker answers"):
+            await WorkerClient.connect(socket_path)
+
+
+async def test_a_worker_that_does_not_serve_yet_is_waited_for(socket_path):
+    """It listens while its engine is loaded."""
+    async with await asyncio.start_unix_server(lambda reader, writer: asyncio.sleep(60), socket_path):
+        connecting = asyncio.create_task(WorkerClient.connect(socket_path))
+        await asyncio.sleep(0.05)
+        assert not connecting.done()
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
 
 
 async def test_connecting_to_nothing_fails(tmp_path: Path):

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from batching import child
 from batching import supervisor as module
 from batching.client import WorkerClient
 from batching.protocol import WorkerConfig
-from batching.supervisor import WorkerSupervisor, worker_environment
+from batching.supervisor import WorkerSupervisor
 from engines.base import EngineError
 from engines.fake import fake_answer
 from engines.types import EngineConfig, ErrorCode, FinishReason, GenerationRequest, OutputDelta
@@ -93,19 +94,17 @@ async def test_a_killed_worker_ends_its_requests_and_comes_back(socket_path):
             assert supervisor.pid != first_pid
             assert (await generate(connected(supervisor), ask("again", [7], 9))).token_ids == fake_answer([7], 9)
             assert all(receiver.take() is None for receiver in receivers), "a second end"
+        assert connected(supervisor).stats.restarts == supervisor.restarts == 2
 
 
 async def test_a_failed_step_is_a_death_like_any_other(socket_path):
-    restarts = []
     async with started(socket_path, fail_at_step=6) as supervisor:
-        supervisor._on_restart = lambda: restarts.append(supervisor.client)
         client = connected(supervisor)
         end = await generate(client, ask("r", [1], 50))
         assert end.error.code is ErrorCode.ENGINE_FAILED
         assert end.token_ids == fake_answer([1], 5)[: len(end.token_ids)]
         await eventually(lambda: supervisor.client not in (None, client))
         assert (await generate(connected(supervisor), ask("short", [1], 3))).token_ids == fake_answer([1], 3)
-        assert restarts == [None]
 
 
 async def test_stopping_ends_open_requests(socket_path):
@@ -146,7 +145,7 @@ async def test_a_socket_path_that_is_too_long_is_named():
 
 async def test_a_start_that_is_cancelled_leaves_no_process(socket_path, monkeypatch):
     supervisor = supervise(socket_path)
-    monkeypatch.setattr(supervisor, "_connect", asyncio.Event().wait)
+    monkeypatch.setattr(supervisor, "_serves", lambda started: asyncio.Event().wait())
     starting = asyncio.create_task(supervisor.start())
     await eventually(lambda: exists(socket_path))
     pid = supervisor.pid
@@ -177,8 +176,9 @@ async def test_failed_starts_are_repeated_later_and_later(socket_path, monkeypat
 
     supervisor = supervise(socket_path)
     monkeypatch.setattr(supervisor, "_spawn", spawn)
-    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(child.asyncio, "sleep", sleep)
     assert await supervisor._restart(0) == 12
+    assert supervisor.restarts == 12
     assert delays == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, *[30.0] * 5]
 
 
@@ -195,7 +195,7 @@ async def test_a_long_life_is_forgiven(socket_path, monkeypatch):
     monkeypatch.setattr(supervisor, "_restart", restart)
     watching = asyncio.create_task(supervisor._watch())
     for number, stable_after in enumerate([3600.0, 3600.0, -1.0]):
-        monkeypatch.setattr(module, "STABLE_AFTER", stable_after)
+        monkeypatch.setattr(child, "STABLE_AFTER", stable_after)
         deaths[number].set()
         await eventually(lambda number=number: len(asked) == number + 1)
     watching.cancel()
@@ -209,15 +209,15 @@ async def test_stopping_while_a_dead_worker_is_cleared_away(socket_path, monkeyp
         connected(supervisor)._writer.close()
         await eventually(lambda: supervisor.client is None)
         await asyncio.sleep(0)
-        monkeypatch.setattr(module, "STOP_TIMEOUT", 0.05)
+        monkeypatch.setattr(supervisor, "_stop_timeout", 0.05)
 
 
-def test_the_worker_is_not_told_our_secrets(monkeypatch):
+def test_the_worker_is_not_told_our_secrets(socket_path, monkeypatch):
     monkeypatch.setenv("PENSTOCK_ADMIN_KEY", "s3cret-s3cret-s3cret")
     monkeypatch.setenv("PENSTOCK_REDIS_URL", "redis://:s3cret@host")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    environment = worker_environment()
+    environment = supervise(socket_path)._environment()
     assert "s3cret" not in repr(environment)
     assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("3", "passive")
 

@@ -135,6 +135,19 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
         check_one_line(serve(tmp_path, FAKE_MODEL, "--port", str(port)), f"127.0.0.1:{port}: can't be listened on")
 
 
+MANY_GATEWAYS = FAKE_MODEL + '[server]\ngateways = 3\nredis_url = "redis://127.0.0.1:1"\n'
+
+
+def test_a_start_of_several_gateways_that_fails_is_one_line(tmp_path: Path) -> None:
+    check_one_line(serve(tmp_path, MANY_GATEWAYS), r"server\.redis_url: ")
+    check_one_line(serve(tmp_path, MANY_GATEWAYS, str(tmp_path / "none")), "no such folder")
+    check_one_line(serve(tmp_path, MANY_GATEWAYS, "--gateways", "5"), r"quota\.max_gateways: .* at least server")
+    check_one_line(serve(tmp_path, FAKE_MODEL, "--gateways", "2"), r"needs server\.redis_url")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        check_one_line(serve(tmp_path, MANY_GATEWAYS, "--port", str(port)), f"127.0.0.1:{port}: can't be listened on")
+
+
 def test_a_data_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
     check_one_line(serve(tmp_path, FAKE_MODEL), "data")

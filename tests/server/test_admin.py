@@ -1,81 +1,19 @@
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse
 from sqlalchemy import text
 
-from quota.levels import DEFAULT_PLAN, Plan
 from server import keys
-from server.access import authenticate_route
-from server.auth import Authenticator
-from server.errors import APIError
-from server.routes import admin
-from server.settings import Settings, load
-from server.store import Store
-from server.store.credentials import ensure_presets, issue_key
+from server.routes import admin, admin_plans
+from server.store.credentials import issue_key
 from server.store.keys import KeySpec
 from server.store.records import KeyKind, UsageRecord, utc_now
-
-PEPPER = b"pepper"
-ADMIN = "preset-admin-key-0001"
-API = "preset-api-key-0001"
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    settings: Settings
-    store: Store
-    authenticator: Authenticator
-    pepper: bytes
-    plans: dict[str, Plan]
-
-
-@pytest.fixture
-async def services(tmp_path: Path) -> AsyncIterator[Services]:
-    store = await Store.open(data_dir=tmp_path)
-    await ensure_presets(store, PEPPER, API, ADMIN)
-    (tmp_path / "penstock.toml").write_text("[limits]\nbody_bytes = 8192\n[timeouts]\nbody = 0.5\n")
-    settings = load(tmp_path / "penstock.toml", {"data_dir": str(tmp_path)}, {})
-    plans = {"default": DEFAULT_PLAN, "gold": Plan("gold")}
-    made = Services(settings, store, Authenticator(store.keys, PEPPER), PEPPER, plans)
-    yield made
-    await made.authenticator.close()
-    await store.close()
-
-
-@pytest.fixture
-def connect(services: Services) -> Callable[[str], httpx.AsyncClient]:
-    app = FastAPI(dependencies=[Depends(authenticate_route)], openapi_url=None)
-    app.state.penstock = services
-    app.include_router(admin.router)
-
-    @app.exception_handler(APIError)
-    async def answer(_: Request, error: APIError) -> JSONResponse:
-        return JSONResponse(error.envelope(), error.status, error.headers)
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, str]:
-        return {}
-
-    def client(key: str) -> httpx.AsyncClient:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
-
-    return client
-
-
-@pytest.fixture
-async def client(connect: Callable[[str], httpx.AsyncClient]) -> AsyncIterator[httpx.AsyncClient]:
-    async with connect(ADMIN) as opened:
-        yield opened
+from tests.server.conftest import ADMIN, API, PEPPER, Connect, Services, check_error
 
 
 async def _post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
@@ -83,13 +21,6 @@ async def _post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, 
     assert answer.status_code == 200, answer.text
     made: dict[str, Any] = answer.json()
     return made
-
-
-def _error(answer: httpx.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error: dict[str, Any] = answer.json()["error"]
-    assert error["message"]
-    return error
 
 
 ROUTES = [
@@ -103,33 +34,41 @@ ROUTES = [
     ("DELETE", "/admin/v1/keys/x"),
     ("POST", "/admin/v1/keys/x/revoke"),
     ("GET", "/admin/v1/usage"),
+    ("GET", "/admin/v1/plans"),
+    ("GET", "/admin/v1/plans/gold"),
+    ("PUT", "/admin/v1/plans/gold"),
+    ("DELETE", "/admin/v1/plans/gold"),
+    ("GET", "/admin/v1/accounts/default/limits"),
+    ("PUT", "/admin/v1/accounts/default/limits"),
+    ("DELETE", "/admin/v1/accounts/default/limits"),
 ]
+
+WITH_BODY = [route for route in ROUTES if route[0] in {"POST", "PUT", "PATCH"} and not route[1].endswith("revoke")]
 
 
 def test_every_route_is_in_the_list() -> None:
-    routes = [route for route in admin.router.routes if hasattr(route, "methods")]
+    routers = (admin.router, admin_plans.router)
+    routes = [route for router in routers for route in router.routes if hasattr(route, "methods")]
     assert len(routes) == len(ROUTES)
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_authentication_comes_before_everything(
-    connect: Callable[[str], httpx.AsyncClient], method: str, path: str
-) -> None:
+async def test_authentication_comes_before_everything(connect: Connect, method: str, path: str) -> None:
     """Also before the body: garbage is not told about its body."""
     for key, status in (("", 401), (keys.generate().text, 401), (API, 403)):
         async with connect(key) as client:
             answer = await client.request(method, path, content=b"\xff garbage", params={"limit": "x"})
-            _error(answer, status)
+            check_error(answer, status)
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "accounts"), ("PATCH", "accounts/default"), ("POST", "keys")])
+@pytest.mark.parametrize(("method", "path"), WITH_BODY)
 async def test_bodies_are_bounded_as_configured(client: httpx.AsyncClient, method: str, path: str) -> None:
     async def slowly() -> AsyncIterator[bytes]:
         yield b"{"
         await asyncio.sleep(10)
 
-    _error(await client.request(method, f"/admin/v1/{path}", content=b" " * 8193), 413)
-    _error(await client.request(method, f"/admin/v1/{path}", content=slowly()), 408)
+    check_error(await client.request(method, path, content=b" " * 8193), 413)
+    check_error(await client.request(method, path, content=slowly()), 408)
 
 
 async def test_an_account_is_created_changed_and_listed(client: httpx.AsyncClient) -> None:
@@ -165,29 +104,31 @@ async def test_pages(client: httpx.AsyncClient) -> None:
         ({"name": "x", "colour": 1}, "colour"),
         ({"name": "x", "overrides": {"account": {"rpm": -1}}}, "overrides"),
         ({"name": "x", "overrides": {"features": {"juggling": {}}}}, "overrides"),
+        ({"name": "x", "overrides": {"account": {"tpm": 1}}}, "overrides"),
+        ({"name": "x", "overrides": {"account": {"rpm": 1, "shadow": ["tpm"]}}}, "overrides"),
     ],
 )
 async def test_a_bad_account_is_refused(client: httpx.AsyncClient, body: dict[str, object], param: str) -> None:
-    assert _error(await client.post("/admin/v1/accounts", json=body), 400)["param"] == param
+    error = check_error(await client.post("/admin/v1/accounts", json=body), 400)
+    assert error["param"] == param
+    assert "quota.plans" not in error["message"]  # paths are those of the body
 
 
 async def test_a_taken_name_is_a_conflict(client: httpx.AsyncClient) -> None:
-    assert _error(await client.post("/admin/v1/accounts", json={"name": "default"}), 409)["param"] == "name"
+    assert check_error(await client.post("/admin/v1/accounts", json={"name": "default"}), 409)["param"] == "name"
 
 
 async def test_what_is_not_there_is_not_found(client: httpx.AsyncClient) -> None:
-    _error(await client.get("/admin/v1/accounts/nobody"), 404)
-    _error(await client.patch("/admin/v1/accounts/nobody", json={}), 404)
-    _error(await client.get("/admin/v1/keys/nothing"), 404)
-    _error(await client.delete("/admin/v1/keys/nothing"), 404)
-    _error(await client.post("/admin/v1/keys", json={"account": "nobody"}), 404)
-    _error(await client.get("/admin/v1/keys", params={"account": "nobody"}), 404)
-    _error(await client.get("/admin/v1/usage", params={"account": "nobody"}), 404)
+    check_error(await client.get("/admin/v1/accounts/nobody"), 404)
+    check_error(await client.patch("/admin/v1/accounts/nobody", json={}), 404)
+    check_error(await client.get("/admin/v1/keys/nothing"), 404)
+    check_error(await client.delete("/admin/v1/keys/nothing"), 404)
+    check_error(await client.post("/admin/v1/keys", json={"account": "nobody"}), 404)
+    check_error(await client.get("/admin/v1/keys", params={"account": "nobody"}), 404)
+    check_error(await client.get("/admin/v1/usage", params={"account": "nobody"}), 404)
 
 
-async def test_a_key_is_shown_once_and_works(
-    client: httpx.AsyncClient, connect: Callable[[str], httpx.AsyncClient], services: Services
-) -> None:
+async def test_a_key_is_shown_once_and_works(client: httpx.AsyncClient, connect: Connect, services: Services) -> None:
     made = await _post(
         client,
         "keys",
@@ -215,40 +156,36 @@ async def test_a_key_is_shown_once_and_works(
 
 
 @pytest.mark.parametrize("by", ["DELETE", "POST"])
-async def test_a_revocation_holds_at_once(
-    client: httpx.AsyncClient, connect: Callable[[str], httpx.AsyncClient], by: str
-) -> None:
+async def test_a_revocation_holds_at_once(client: httpx.AsyncClient, connect: Connect, by: str) -> None:
     made = await _post(client, "keys", account="default")
     async with connect(made["key"]) as user:
         assert (await user.get("/v1/models")).status_code == 200
         path = f"/admin/v1/keys/{made['id']}" + ("/revoke" if by == "POST" else "")
         revoked = await client.request(by, path)
         assert revoked.json()["revoked_at"] is not None
-        _error(await user.get("/v1/models"), 401)
+        check_error(await user.get("/v1/models"), 401)
     assert (await client.request(by, path)).json() == revoked.json()
 
 
-async def test_disabling_an_account_holds_at_once(
-    client: httpx.AsyncClient, connect: Callable[[str], httpx.AsyncClient]
-) -> None:
+async def test_disabling_an_account_holds_at_once(client: httpx.AsyncClient, connect: Connect) -> None:
     async with connect(API) as user:
         assert (await user.get("/v1/models")).status_code == 200
         await client.patch("/admin/v1/accounts/default", json={"disabled": True})
-        _error(await user.get("/v1/models"), 401)
+        check_error(await user.get("/v1/models"), 401)
         await client.patch("/admin/v1/accounts/default", json={"disabled": False})
         assert (await user.get("/v1/models")).status_code == 200
 
 
 async def test_administrators_can_not_lock_themselves_out(client: httpx.AsyncClient) -> None:
-    _error(await client.patch("/admin/v1/accounts/admin", json={"disabled": True}), 409)
+    check_error(await client.patch("/admin/v1/accounts/admin", json={"disabled": True}), 409)
 
 
-async def test_an_admin_key(client: httpx.AsyncClient, connect: Callable[[str], httpx.AsyncClient]) -> None:
+async def test_an_admin_key(client: httpx.AsyncClient, connect: Connect) -> None:
     made = await _post(client, "keys", kind="admin", name="second")
     assert made["account"] == "admin"
     async with connect(made["key"]) as second:
         assert (await second.get("/admin/v1/keys")).status_code == 200
-        _error(await second.get("/v1/models"), 403)
+        check_error(await second.get("/v1/models"), 403)
 
 
 @pytest.mark.parametrize(
@@ -274,11 +211,11 @@ async def test_an_admin_key(client: httpx.AsyncClient, connect: Callable[[str], 
     ],
 )
 async def test_a_bad_key_is_refused(client: httpx.AsyncClient, body: dict[str, object], param: str | None) -> None:
-    assert _error(await client.post("/admin/v1/keys", json=body), 400)["param"] == param
+    assert check_error(await client.post("/admin/v1/keys", json=body), 400)["param"] == param
 
 
 @pytest.fixture
-async def scoped(services: Services, connect: Callable[[str], httpx.AsyncClient]) -> AsyncIterator[httpx.AsyncClient]:
+async def scoped(services: Services, connect: Connect) -> AsyncIterator[httpx.AsyncClient]:
     """An administrator who holds two models, one feature, and ten days."""
     owner = await services.store.accounts.ensure("admin")
     spec = KeySpec(
@@ -366,6 +303,25 @@ async def test_usage_is_summed(client: httpx.AsyncClient, services: Services) ->
         ("small", "1", "2025-03-02"),
     ]
     assert [row["requests"] for row in await ask(group_by="key", since="2025-03-02", until="2025-03-02")] == [2]
+    by_feature = await ask(group_by="feature,account,key,model,day", until="2025-03-01")
+    assert by_feature == [
+        {
+            "object": "usage",
+            "account": "acme",
+            "account_id": acme.id,
+            "key_id": "k1",
+            "model": "big",
+            "version": "1",
+            "feature": "chat",
+            "day": "2025-03-01",
+            "requests": 1,
+            "prompt_tokens": 10,
+            "cached_tokens": 2,
+            "completion_tokens": 5,
+        }
+    ]
+    assert [row["requests"] for row in await ask(key="k1", model="big@1")] == [2, 1]
+    assert await ask(key="k2") == await ask(model="big@2") == []
 
 
 @pytest.mark.parametrize(
@@ -381,13 +337,13 @@ async def test_usage_is_summed(client: httpx.AsyncClient, services: Services) ->
     ],
 )
 async def test_a_bad_query_is_refused(client: httpx.AsyncClient, params: dict[str, str], param: str) -> None:
-    assert _error(await client.get("/admin/v1/usage", params=params), 400)["param"] == param
+    assert check_error(await client.get("/admin/v1/usage", params=params), 400)["param"] == param
 
 
 async def test_a_database_that_fails_is_a_503(client: httpx.AsyncClient, services: Services) -> None:
     async with services.store.database.write() as session:
         await session.execute(text("ALTER TABLE usage RENAME TO elsewhere"))
-    error = _error(await client.get("/admin/v1/usage"), 503)
+    error = check_error(await client.get("/admin/v1/usage"), 503)
     assert "elsewhere" not in error["message"]
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from quota.ledger import Refusal, Remaining
+from quota.ledger import QuotaDecision, Refusal, Remaining
 from quota.levels import Dimension, Level, Plan
-from quota.memory import MemoryLedger
+from quota.memory import MemoryLedger, wall_clock_ms
 from server.auth import Principal
 from server.entitlement import Entitlement, duration, limit_headers, refused
 from server.errors import InvalidRequest, PermissionDenied, RateLimited
+from server.plans import PlanBook
 from server.store.records import KeyKind
 
 
@@ -39,9 +40,9 @@ PLANS = {
 }
 
 
-def entitlement(plans: Mapping[str, Plan] = PLANS) -> tuple[Entitlement, list[Refusal]]:
-    refusals: list[Refusal] = []
-    return Entitlement(MemoryLedger(lambda: 0), plans, refusals.append), refusals
+def entitlement(plans: Mapping[str, Plan] = PLANS) -> tuple[Entitlement, list[QuotaDecision]]:
+    decisions: list[QuotaDecision] = []
+    return Entitlement(MemoryLedger(lambda: 0), PlanBook(plans, cast(Any, None)), decisions.append), decisions
 
 
 @pytest.mark.parametrize(
@@ -106,14 +107,15 @@ def test_a_spent_budget_tells_the_sdk_not_to_retry(dimension: Dimension) -> None
 
 
 async def test_a_request_is_reserved_settled_and_refused() -> None:
-    mine, refusals = entitlement()
+    mine, decisions = entitlement()
     layers = mine.layers(principal(), "m", "1", {"chat"})
     grant = await mine.reserve("r1", "acct", layers, 90)
     assert grant.headers["x-ratelimit-remaining-requests"] == "1"
     with pytest.raises(RateLimited) as caught:
         await mine.reserve("r2", "acct", layers, 90)
     assert caught.value.headers["x-ratelimit-remaining-tokens"] == "10"
-    assert [refusal.dimension for refusal in refusals] == [Dimension.TPM]
+    refusals = [decision.refusal.dimension if decision.refusal else None for decision in decisions]
+    assert refusals == [None, Dimension.TPM]
     await mine.settle(grant, 5)
     again = await mine.reserve("r2", "acct", layers, 90)
     await mine.release(again)
@@ -121,12 +123,12 @@ async def test_a_request_is_reserved_settled_and_refused() -> None:
 
 
 async def test_what_no_wait_would_admit_is_a_bad_request() -> None:
-    mine, refusals = entitlement()
+    mine, decisions = entitlement()
     with pytest.raises(InvalidRequest) as caught:
         await mine.reserve("r", "acct", mine.layers(principal(), "m", "1", ()), 101)
     assert (caught.value.status, caught.value.code) == (400, "request_above_limit")
     assert caught.value.message == "The request costs 101, above the tpm limit of 100 of its account."
-    assert refusals == []
+    assert decisions == []
 
 
 def test_layers() -> None:
@@ -158,3 +160,35 @@ def test_a_feature_outside_the_keys_scope_is_refused_by_name() -> None:
     mine, _ = entitlement()
     with pytest.raises(PermissionDenied, match="'stream'"):
         mine.layers(principal(features=frozenset({"chat"})), "m", "1", {"chat", "stream"})
+
+
+@pytest.mark.parametrize("bad", [{"account": {"rpm": -1}}, {"colour": {}}, {"account": {"rpm": "x"}}, {"account": 5}])
+def test_agreements_that_can_not_be_read_leave_the_plan(bad: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """However they came to be stored: no request fails for them."""
+    mine, _ = entitlement()
+    for _ in range(2):
+        (layer,) = mine.layers(principal(overrides=bad), "m", "1", ())
+        assert (layer.limits.rpm, layer.limits.tpm) == (2, 100)
+    assert len(caplog.records) == 1  # not once a request
+
+
+def test_a_keys_limits_that_can_not_be_read_leave_the_plan(caplog: pytest.LogCaptureFixture) -> None:
+    mine, _ = entitlement()
+    for _ in range(2):
+        assert mine.layers(principal(limits={"bananas": 1}), "m", "1", ()) == mine.layers(principal(), "m", "1", ())
+    assert [record.message for record in caplog.records if "bananas" in record.message] == [caplog.records[0].message]
+
+
+async def test_how_limits_stand_for_a_key() -> None:
+    now = wall_clock_ms()
+    ledger = MemoryLedger(lambda: now)
+    mine = Entitlement(ledger, PlanBook(PLANS, cast(Any, None)), lambda _: None)
+    caller = principal(plan="gold", limits={"concurrent": 5})
+    await mine.reserve("r1", "acct", mine.layers(caller, "m", "1", ()), 4)
+    rows = [(row.level, row.name, row.dimension, row.limit, row.used) for row in await mine.standings(caller)]
+    assert rows == [
+        (Level.ACCOUNT, "", Dimension.RPM, 50, 1),
+        (Level.KEY, "key1", Dimension.CONCURRENT, 5, 1),
+        (Level.MODEL, "m", Dimension.TPM, 10, 4),
+        (Level.MODEL, "m@2", Dimension.RPM, 1, 0),
+    ]

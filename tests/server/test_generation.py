@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -32,6 +32,7 @@ from server.generation import Generation, Resources
 from server.job import Caller, Job, PreparedPrompt
 from server.leases import LeaseKeeper
 from server.metrics import Metrics
+from server.plans import PlanBook
 from server.registry import Deployment, Replica
 from server.settings import TimeoutSettings
 from server.store.records import KeyKind, UsageRecord
@@ -150,7 +151,8 @@ class House:
         self.replica = Replica(SimpleNamespace(client=self.worker))  # type: ignore[arg-type]
         self.leases = LeaseKeeper(self.ledger)
         self.deployment = Deployment("echo", "1", SimpleNamespace(), SimpleNamespace(), [self.replica], "fp")  # type: ignore[arg-type]
-        self.entitlement = Entitlement(self.ledger, {"default": Plan.parse("default", self.plan)}, lambda _: None)
+        plans = PlanBook({"default": Plan.parse("default", self.plan)}, cast(Any, None))
+        self.entitlement = Entitlement(self.ledger, plans, lambda _: None)
         self.resources = Resources(
             entitlement=self.entitlement,
             leases=self.leases,
@@ -308,7 +310,7 @@ async def test_a_failure_between_reservation_and_work(error: BaseException) -> N
 
 async def test_no_worker() -> None:
     house = House()
-    house.replica.supervisor.client = None
+    house.replica.link.client = None
     error = await fails_with(house.generation(), Overloaded)
     assert (error.code, house.records[0].outcome) == ("engine_starting", "engine_starting")
     assert "retry-after-ms" in error.headers

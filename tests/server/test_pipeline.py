@@ -22,6 +22,7 @@ from server.generation import Generation, Resources
 from server.job import Caller
 from server.metrics import Metrics
 from server.pipeline import LONG_TEXT, Pipeline, report
+from server.plans import PlanBook
 from server.registry import Deployment, Registry
 from server.routing import Router
 from server.settings import RoutingSettings, TimeoutSettings
@@ -55,7 +56,8 @@ class House:
         encoder = WatchedEncoder(ByteTokenizer(), ChatTemplate.contents_only(system_prompt))
         deployment = Deployment("m", "1", encoder, LIMITS, [], "fp")
         registry = cast(Registry, SimpleNamespace(deployments={"m@1": deployment}))
-        entitlement = Entitlement(MemoryLedger(), {"default": Plan("default")}, lambda refusal: None)
+        plans = PlanBook({"default": Plan("default")}, cast(Any, None))
+        entitlement = Entitlement(MemoryLedger(), plans, lambda decision: None)
         resources = Resources(
             entitlement=entitlement,
             leases=cast(Any, None),

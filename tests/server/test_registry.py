@@ -7,15 +7,17 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from batching.stats import WorkerStats
 from batching.supervisor import WorkerSupervisor
 from engines.base import EngineError
 from engines.types import EngineInfo
 from server import model_files
 from server.model_files import ModelFilesError, find
-from server.registry import Registry
+from server.registry import Registry, Replica
 from server.settings import BUNDLED_FOLDER, load
 from server.text.tokenizer import ByteTokenizer, load_tokenizer
 from tests.fakes import eventually
@@ -39,7 +41,7 @@ BROKEN = '[[models]]\nname = "broken"\nengine = "fake"\noptions = { wrong = 1 }\
 def registry(folder: Path, config: str) -> Registry:
     (folder / "penstock.toml").write_text(config)
     settings = load(folder / "penstock.toml", {"data_dir": str(folder)}, {})
-    return Registry(settings, folder, lambda model, version: None)
+    return Registry(settings, folder, WorkerSupervisor)
 
 
 def children() -> set[int]:
@@ -58,6 +60,8 @@ async def test_every_version_is_served(tmp_path: Path) -> None:
         assert all(deployment.is_ready for deployment in house.deployments.values())
         assert [row[:2] for row in house.replica_stats()] == [("echo", "1"), ("echo", "1"), ("echo", "2")]
         assert len(children() - before) == 3
+        assert list(house.engines) == ["echo@1#0", "echo@1#1", "echo@2"]
+        assert house.engines["echo@2"].max_model_len == 100
     finally:
         await house.stop()
     assert children() <= before
@@ -88,7 +92,7 @@ async def test_the_deterministic_engine_has_no_files(tmp_path: Path, monkeypatch
     """`penstock serve --engine fake`: the bundled model's name, and its own byte tokenizer and context."""
     monkeypatch.setattr(model_files, "find", lambda place: pytest.fail(f"looked for {place}"))
     settings = load(None, {"data_dir": str(tmp_path), "engine": "fake"}, {})
-    house = Registry(settings, tmp_path, lambda model, version: None)
+    house = Registry(settings, tmp_path, WorkerSupervisor)
     await house.start()
     try:
         (deployment,) = house.deployments.values()
@@ -126,6 +130,20 @@ async def test_a_tokenizer_apart_leaves_the_model_its_stop_tokens(
         house = registry(tmp_path, f'[[models]]\nname = "m"\npath = "{tmp_path}"\ntokenizer = "{BUNDLED_FOLDER}"\n')
         await house.start()
         assert house.deployments["m@1"].limits.eos_token_ids == own | expected
+
+
+def test_what_a_worker_counted_stays_known_while_it_is_away() -> None:
+    worker = SimpleNamespace(stats=WorkerStats(restarts=1, steps=7))
+    link = SimpleNamespace(client=None)
+    replica = Replica(link)  # type: ignore[arg-type]
+    assert replica.stats == WorkerStats()
+    link.client = worker
+    assert replica.stats.steps == 7
+    worker.stats = WorkerStats(restarts=1, steps=9)
+    link.client = None
+    assert replica.stats == WorkerStats(restarts=1, steps=9)
+    link.client = SimpleNamespace(stats=WorkerStats(restarts=2))
+    assert replica.stats == WorkerStats(restarts=2)
 
 
 def test_model_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

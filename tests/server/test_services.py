@@ -13,10 +13,10 @@ import pytest
 
 from quota.ledger import Ledger
 from quota.levels import Dimension, Level
-from quota.memory import MemoryLedger
 from server.errors import APIError
 from server.leases import LeaseKeeper
-from server.services import Services, _restore
+from server.ledgers import open_embedded
+from server.services import Services
 from server.settings import TimeoutSettings
 from server.store import Store
 from server.store.records import UsageRecord, utc_now
@@ -98,11 +98,11 @@ def usage(request_id: str, tokens: int, started_at: datetime, outcome: str = "st
 @pytest.mark.parametrize("day", [1, 2])
 async def test_a_restart_remembers_what_was_charged_and_nothing_else(tmp_path: Path, day: int) -> None:
     now = utc_now()
-    store, ledger = await Store.open("", tmp_path), MemoryLedger()
+    store = await Store.open("", tmp_path)
     rows = [usage("1", 10, now), usage("2", 5, now), usage("3", 0, now, "overloaded")]
     rows.append(usage("4", 100, datetime(now.year - 1, 1, day, tzinfo=UTC)))
     await store.usage.add(rows)
-    await _restore(ledger, store)
+    ledger = await open_embedded(store)
     await store.close()
     used = {
         (counter.level, counter.dimension): counter.used

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as config
 from hypothesis import strategies as st
 
-from quota.levels import DEFAULT_PLAN, Dimension, Limits
+from quota.levels import DEFAULT_PLAN, FEATURES, Dimension, Limits
 from server import model_files
 from server import settings as module
 from server.keys import PRESET_FORM
@@ -332,13 +332,27 @@ FILE_ERRORS = [
         '[quota]\nwhen_redis_is_away = "shut"',
         "quota.when_redis_is_away: expected 'share', 'closed' or 'open', got \"shut\"",
     ),
-    ("[quota]\nmax_gateways = 2", "quota.max_gateways: there is no shared ledger yet: leave it at 4"),
+    ("[quota]\nmax_gateways = 0", "quota.max_gateways: expected greater than or equal to 1, got 0"),
+    ("[quota]\naudit = true", "quota.audit: only the shared ledger keeps a log: it needs server.redis_url"),
     (
-        '[quota]\nwhen_redis_is_away = "open"',
-        'quota.when_redis_is_away: there is no shared ledger yet: leave it at "share"',
+        '[server]\ngateways = 5\nredis_url = "redis://h"\n[quota]\nmax_gateways = 4',
+        "quota.max_gateways: expected at least server.gateways, which is 5",
     ),
     ("[quota.plans.default]\naccount = { rpn = 1 }", RPN),
     ("[quota.plans.default]\nkey = { rpm = -1 }", "quota.plans.default.key.rpm: expected an integer >= 0, got -1"),
+    (
+        '[quota.plans.default.models]\n"m@1" = { tpm = 1 }',
+        'quota.plans.default.models."m@1".tpm: expected 0 (nothing is admitted) or at least 2,'
+        " what the smallest request may cost, got 1",
+    ),
+    (
+        "[quota.plans.free.features]\njuggling = { rpm = 1 }",
+        "quota.plans.free.features.juggling: unknown feature, expected one of " + ", ".join(sorted(FEATURES)),
+    ),
+    (
+        '[quota.plans.free]\nkey = { rpm = 1, shadow = ["tpm"] }',
+        'quota.plans.free.key.shadow: "tpm" is no limit of quota.plans.free.key',
+    ),
     ("[timeouts]\nqueue = 0", "timeouts.queue: expected greater than 0, got 0"),
     ("[timeouts]\nqueue = nan", "timeouts.queue: expected a finite number, got NaN"),
     ('[filter]\nblock_input = [""]', 'filter.block_input[0]: expected at least 1 character, got ""'),

@@ -150,3 +150,14 @@ async def test_settings(store: Store) -> None:
     assert await store.settings.get("epoch") == "2"
     assert await store.settings.get_or_set("epoch", "3") == "2"
     assert set(await asyncio.gather(*(store.settings.get_or_set("p", str(n)) for n in range(5)))) < set("01234")
+
+
+async def test_valid_keys_are_neither_revoked_nor_expired(store: Store) -> None:
+    now = utc_now()
+    await _key(store, "later", expires_at=now + timedelta(days=1))
+    await _key(store, "never")
+    await _key(store, "over", expires_at=now - timedelta(days=1))
+    revoked = await _key(store, "revoked")
+    await store.keys.revoke(revoked.id)
+    await _key(store, "other", "another")
+    assert [key.id for key in await store.keys.valid(revoked.account_id)] == ["later", "never"]

@@ -129,6 +129,21 @@ async def test_totals_are_those_of_each_request(store: Store, records: list[Usag
     assert [total for total in totals if total.account_id.endswith(suffix)] == expected_totals(mine, DAY)
 
 
+async def test_totals_of_one_account(store: Store) -> None:
+    await store.usage.add([record("r1"), record("r2", account_id="acct_2", prompt_tokens=100)])
+    totals = await store.usage.totals_since(DAY, "acct_2")
+    assert {total.account_id for total in totals} == {"acct_2"}
+    assert {total.tokens for total in totals} == {105}
+
+
+async def test_totals_leave_out_requests_by_the_tens_of_thousands(store: Store) -> None:
+    """More than SQLite takes parameters. Ids that are not stored leave nothing out."""
+    await store.usage.add([record("r1"), record("r2", prompt_tokens=100), record('r"3', prompt_tokens=1000)])
+    without = ["r2", 'r"3', *(f"absent-{n}" for n in range(40_000))]
+    assert await store.usage.totals_since(DAY, without=without) == expected_totals([record("r1")], DAY)
+    assert await store.usage.totals_since(DAY, "acct_2", without) == []
+
+
 async def test_sums_group_and_filter(store: Store) -> None:
     yesterday = NOON - timedelta(days=1)
     await store.usage.add(
@@ -152,3 +167,39 @@ async def test_sums_group_and_filter(store: Store) -> None:
     assert (await store.usage.sums([], since=DAY))[0].requests == 2
     assert (await store.usage.sums([], until=yesterday.date()))[0].cached_tokens == 4
     assert len(await store.usage.sums([UsageDimension.KEY], limit=2)) == 2
+
+
+async def test_a_request_counts_in_each_feature_that_it_used(store: Store) -> None:
+    yesterday = NOON - timedelta(days=1)
+    await store.usage.add(
+        [
+            record("r1"),
+            record("r2", features=frozenset({"chat", "tools"}), started_at=yesterday),
+            record("r3", features=frozenset()),
+        ]
+    )
+    by_feature = await store.usage.sums([UsageDimension.FEATURE])
+    assert [(row.feature, row.requests, row.prompt_tokens) for row in by_feature] == [
+        ("chat", 2, 20),
+        ("stream", 1, 10),
+        ("tools", 1, 10),
+    ]
+    everything = await store.usage.sums(list(UsageDimension), since=DAY)
+    groups = [(row.account_id, row.key_id, row.model, row.version, row.feature, row.day) for row in everything]
+    assert groups == [("acct_1", "k1", "big", "1", feature, DAY) for feature in ("chat", "stream")]
+    assert [row.feature for row in await store.usage.sums([UsageDimension.FEATURE], limit=1)] == ["chat"]
+
+
+async def test_sums_of_one_key_and_of_one_model(store: Store) -> None:
+    rows = [record("r1"), record("r2", version="2"), record("r3", model="small"), record("r4", key_id="k2")]
+    await store.usage.add(rows)
+
+    async def requests(**only: str) -> int:
+        (total,) = await store.usage.sums([], **only)  # type: ignore[arg-type]
+        return total.requests
+
+    assert await requests(key_id="k2") == 1
+    assert await requests(model="big") == 3
+    assert await requests(model="big@2") == 1
+    assert await requests(model="big@3") == 0
+    assert await requests(model="small", key_id="k2") == 0

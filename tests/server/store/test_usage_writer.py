@@ -132,11 +132,11 @@ async def test_an_uncertain_commit_counts_once(store: Store) -> None:
 
 
 async def test_a_full_buffer_drops_loudly_and_counts(caplog: pytest.LogCaptureFixture) -> None:
-    sink = Sink()
-    writer = UsageWriter(sink, capacity=3)
+    sink, told = Sink(), []
+    writer = UsageWriter(sink, capacity=3, on_drop=lambda: told.append("one"))
     for number in range(8):
         writer.record(record(f"r{number}"))
-    assert (len(writer._pending), writer.dropped) == (3, 5)
+    assert (len(writer._pending), writer.dropped, len(told)) == (3, 5, 5)
     assert [r.levelno for r in caplog.records] == [logging.ERROR] * 3  # the 1st, the 2nd, the 4th
     assert await writer.flush()
     assert list(sink.stored) == ["r0", "r1", "r2"]

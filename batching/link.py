@@ -1,0 +1,69 @@
+"""What a gateway has of a worker, whoever started it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Protocol
+
+from batching.client import WorkerClient
+from engines.types import EngineInfo
+
+FIRST_DELAY, MAX_DELAY = 0.05, 1.0  # seconds between attempts to connect again
+
+log = logging.getLogger("penstock.link")
+
+
+class WorkerLink(Protocol):
+    """`client` is the connection to the worker, None while it is not there; `info` is known from the start on."""
+
+    name: str
+    client: WorkerClient | None
+    info: EngineInfo | None
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class WorkerConnection:
+    """A worker that another process supervises: connected to, and again whenever the connection breaks."""
+
+    def __init__(self, socket_path: str, name: str, info: EngineInfo) -> None:
+        self.name = name
+        self.client: WorkerClient | None = None
+        self.info: EngineInfo | None = info
+        self._socket_path = socket_path
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """The worker may be away: it is waited for later."""
+        await self._connect()
+        self._keeping = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        """The worker aborts the requests that are open here; they end in errors."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeping
+        if self.client is not None:
+            await self.client.close()
+            self.client = None
+
+    async def _keep(self) -> None:
+        while True:
+            if self.client is not None:
+                await self.client.closed.wait()
+                self.client = None
+                log.error("%s: the connection to its worker is broken", self.name)
+            delay = FIRST_DELAY
+            while self.client is None:
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, MAX_DELAY)
+                await self._connect()
+
+    async def _connect(self) -> None:
+        with contextlib.suppress(OSError):
+            self.client = await WorkerClient.connect(self._socket_path)
