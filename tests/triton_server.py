@@ -1,0 +1,129 @@
+"""A real tritonserver on free loopback ports, for tests. `make test-triton` installs it, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from tests.quota.redis_server import free_port
+from tests.triton_models import TritonModel
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / ".triton"
+WHY_NOT = "no Triton server in .triton: `make test-triton` installs it (CPython 3.11, x86-64 Linux) to test the engine"
+START_TIMEOUT = 90.0  # seconds, on a busy machine
+
+
+def _site_packages() -> Path | None:
+    return next(ENVIRONMENT.glob("lib/python3.*/site-packages"), None)
+
+
+def is_installed() -> bool:
+    site = _site_packages()
+    return site is not None and (site / "pytriton" / "tritonserver" / "bin" / "tritonserver").is_file()
+
+
+class TritonServer:
+    """Serves these models from `folder`; can be killed and started again on its ports."""
+
+    def __init__(self, folder: Path, models: Sequence[TritonModel]) -> None:
+        self._folder = folder
+        self._models = list(models)
+        self._http_port, self._grpc_port = free_port(), free_port()
+        self._shared_memory = f"penstock-tests-{os.getpid()}-{self._grpc_port}"
+        self._log = folder / "triton.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """For gRPC."""
+        return f"127.0.0.1:{self._grpc_port}"
+
+    def start(self) -> None:
+        self._write_backend()
+        for model in self._models:
+            model.write(self._folder / "models")
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command(), env=self._environment(), stdout=log, stderr=log, process_group=0
+            )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._is_ready():
+            assert self.process.poll() is None, f"tritonserver ended: {self._log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"tritonserver does not start: {self._log.read_text()[-3000:]}"
+            time.sleep(0.05)
+
+    def _write_backend(self) -> None:
+        """Triton wants the stub of this Python beside the backend's library; the wheel has one for every Python."""
+        site = _site_packages()
+        assert site is not None
+        server, target = site / "pytriton" / "tritonserver", self._folder / "backends" / "python"
+        if not target.exists():
+            shutil.copytree(server / "backends" / "python", target)
+            stubs = server / "python_backend_stubs" / site.parent.name.removeprefix("python")
+            shutil.copy(stubs / "triton_python_backend_stub", target)
+
+    def _command(self) -> list[str]:
+        site = _site_packages()
+        assert site is not None
+        options = {
+            "model-repository": self._folder / "models",
+            "backend-directory": self._folder / "backends",
+            "http-address": "127.0.0.1",
+            "http-port": self._http_port,
+            "grpc-address": "127.0.0.1",
+            "grpc-port": self._grpc_port,
+            "allow-metrics": "false",
+            "model-control-mode": "explicit",
+            "load-model": "*",
+            "exit-on-error": "false",
+            "backend-config": f"python,shm-region-prefix-name={self._shared_memory}",
+        }
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        arguments += ["--disable-auto-complete-config"]  # else a start takes 20 s
+        return [str(site / "pytriton" / "tritonserver" / "bin" / "tritonserver"), *arguments]
+
+    def _environment(self) -> dict[str, str]:
+        site = _site_packages()
+        assert site is not None
+        python = (ENVIRONMENT / "bin" / "python").resolve()
+        libraries = f"{site / 'nvidia_pytriton.libs'}:{python.parent.parent / 'lib'}"
+        return os.environ | {
+            "PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}",
+            "LD_LIBRARY_PATH": libraries,
+            "PYTHONPATH": str(ROOT),  # the models' answers are those of engines.fake
+        }
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self._http_port}/v2/health/ready", timeout=1).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def stubs(self, model: str) -> list[int]:
+        """The processes that a model runs in."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        pids = [int(pid) for child in children for pid in child.read_text().split()]
+        return [pid for pid in pids if f"/{model}/".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """With its stubs, and what they left in shared memory."""
+        if self.process is None:
+            return
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+        for left in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # noqa: S108 - where Triton puts it
+            left.unlink(missing_ok=True)
