@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engines.base import EngineError, StepEngine
+from engines.base import EngineError, StepEngine, StreamEngine
 from engines.types import EngineConfig
 
 
@@ -20,10 +20,20 @@ def _fake(config: EngineConfig) -> StepEngine:
     return FakeEngine(config)
 
 
-FACTORIES: dict[str, Callable[[EngineConfig], StepEngine]] = {"torch": _torch, "fake": _fake}
+def _triton(config: EngineConfig) -> StreamEngine:
+    try:
+        from engines.triton.engine import TritonEngine
+    except ModuleNotFoundError as error:
+        raise EngineError(f"engine = \"triton\" needs {error.name}: pip install 'penstock[triton]'") from None
+
+    return TritonEngine(config)
 
 
-def create(config: EngineConfig) -> StepEngine:
+Engine = StepEngine | StreamEngine
+FACTORIES: dict[str, Callable[[EngineConfig], Engine]] = {"torch": _torch, "triton": _triton, "fake": _fake}
+
+
+def create(config: EngineConfig) -> Engine:
     """Build and load the engine; may take minutes. Raises EngineError."""
     if config.kind not in FACTORIES:
         raise EngineError(f'engine: expected one of {", ".join(FACTORIES)}, got "{config.kind}"')

@@ -83,7 +83,11 @@ class TritonModel:
             "version_policy { all { } }",
             "instance_group [ { count: 1 kind: KIND_CPU } ]",
             *(self._tensor("input", name, kind) for kind, names in _INPUTS[self.convention].items() for name in names),
-            *(self._tensor("output", name, kind) for kind, names in _OUTPUTS[self.convention].items() for name in names),
+            *(
+                self._tensor("output", name, kind)
+                for kind, names in _OUTPUTS[self.convention].items()
+                for name in names
+            ),
             *(f'parameters {{ key: "{k}" value: {{ string_value: "{v}" }} }}' for k, v in parameters.items()),
         ]
         if not self.decoupled:
