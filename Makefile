@@ -7,7 +7,7 @@ ARGS ?=
 # A file that a failed line left behind would pass for a made one.
 .DELETE_ON_ERROR:
 
-.PHONY: setup serve test lint format bench soak train clean
+.PHONY: setup serve test test-triton lint format bench soak train clean
 
 setup: .venv/.installed
 
@@ -28,7 +28,18 @@ serve: setup $(DATA)/dev-key
 		exec $(BIN)/penstock serve --data-dir $(DATA) --show-key $(ARGS)
 
 test: setup
+	@$(MAKE) --no-print-directory .triton/.installed || echo "No Triton server here: its tests are skipped."
 	$(BIN)/python -m pytest $(ARGS)
+
+# A real Triton for the tests of its engine, in an environment of its own, that nothing else uses.
+TRITON := nvidia-pytriton==0.7.0
+.triton/.installed: | setup
+	$(BIN)/python -m venv .triton
+	.triton/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --no-deps $(TRITON) 'numpy<2'
+	@touch $@
+
+test-triton: setup .triton/.installed
+	$(BIN)/python -m pytest -m triton $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -52,4 +63,4 @@ train: setup
 	$(BIN)/python models/train_tiny_chat.py $(if $(CORPORA),--corpora $(CORPORA)) $(ARGS)
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .triton .pytest_cache .mypy_cache .ruff_cache .hypothesis

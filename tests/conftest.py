@@ -1,4 +1,4 @@
-"""Settings of the whole suite, and the Redis that its tests share."""
+"""Settings of the whole suite, and the Redis and the Triton that its tests share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.quota.redis_server import WHY_NOT, RedisServer, is_installed
+from tests.triton_server import MODELS, TritonServer, running_triton
 
 # Time says nothing on a shared machine. `make soak` asks for the long run.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -51,3 +52,9 @@ _prefixes = map("test{}".format, itertools.count())
 def prefix() -> str:
     """Of keys that no other test uses."""
     return next(_prefixes)
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """One server for all tests that do it no harm."""
+    yield from running_triton(tmp_path_factory.mktemp("triton"), MODELS)

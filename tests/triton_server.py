@@ -7,10 +7,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.quota.redis_server import free_port
 from tests.triton_models import TritonModel
@@ -30,6 +31,39 @@ def is_installed() -> bool:
     return site is not None and (site / "pytriton" / "tritonserver" / "bin" / "tritonserver").is_file()
 
 
+MODELS = (
+    TritonModel("vllm", "vllm"),
+    TritonModel("vllm-slow", "vllm", delay_ms=20),
+    TritonModel("vllm-batched", "vllm", max_batch_size=8),
+    TritonModel("ensemble", "ensemble", versions=(1, 2), max_batch_size=8),
+    TritonModel("ensemble-unbatched", "ensemble", types={"max_tokens": "UINT32", "num_output_tokens": "UINT32"}),
+    TritonModel("ensemble-accumulating", "ensemble", max_batch_size=8, options={"accumulate_tokens": "true"}),
+    TritonModel("ensemble-uncounted", "ensemble", leave_out=("return_num_input_tokens", "return_num_output_tokens")),
+    TritonModel("tokens", "tokens", max_batch_size=8),
+    TritonModel("tokens-wide", "tokens", types={"input_ids": "INT64", "output_ids": "INT64", "seed": "INT32"}),
+    TritonModel("llmapi", "llmapi"),
+    TritonModel("llmapi-batched", "llmapi", max_batch_size=8),
+    TritonModel("whole-tokens", "tokens", delay_ms=2, decoupled=False, max_batch_size=16),
+    TritonModel("whole-text", "ensemble", decoupled=False, max_batch_size=16, leave_out=("exclude_input_in_output",)),
+    TritonModel("no-max-tokens", "ensemble", leave_out=("max_tokens",)),
+    TritonModel("no-text-output", "vllm", leave_out=("text_output",)),
+    TritonModel("wrong-type", "ensemble", types={"max_tokens": "FP32"}),
+    TritonModel("no-language-model", "vllm", leave_out=("text_input", "sampling_parameters")),
+)
+"""What `tests.conftest.triton` serves: every convention in its varieties, and what can't be spoken to."""
+
+
+def running_triton(folder: Path, models: Sequence[TritonModel]) -> Iterator[TritonServer]:
+    if not is_installed():
+        pytest.skip(WHY_NOT)
+    server = TritonServer(folder, models)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
 class TritonServer:
     """Serves these models from `folder`; can be killed and started again on its ports."""
 
@@ -45,6 +79,10 @@ class TritonServer:
     def url(self) -> str:
         """For gRPC."""
         return f"127.0.0.1:{self._grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"127.0.0.1:{self._http_port}"
 
     def start(self) -> None:
         self._write_backend()
@@ -103,7 +141,7 @@ class TritonServer:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(f"http://127.0.0.1:{self._http_port}/v2/health/ready", timeout=1).status_code == 200
+            return httpx.get(f"http://{self.http_url}/v2/health/ready", timeout=1).status_code == 200
         except httpx.HTTPError:
             return False
 

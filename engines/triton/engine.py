@@ -91,7 +91,7 @@ class TritonEngine(StreamEngine):
         stream = self._client.stream(self._convention.inputs(request, 1), self._model.inputs, "canary")
         async with contextlib.aclosing(stream):
             async for _ in stream:
-                return
+                self._health.saw_life()
 
 
 def _whole_batches(model: TritonModel) -> bool:

@@ -83,7 +83,7 @@ class Health:
             return Verdict.WELL if self._last_life > started else Verdict.SILENT
         except TritonError as error:
             log.warning("%s: the canary failed: %s", self._name, error)
-            return Verdict.BROKEN if error.fault is Fault.MODEL else Verdict.WELL
+            return {Fault.MODEL: Verdict.BROKEN, Fault.AWAY: Verdict.UNREACHABLE}.get(error.fault, Verdict.WELL)
         return Verdict.WELL
 
     async def _conclude(self, verdict: Verdict) -> None:

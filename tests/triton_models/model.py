@@ -119,11 +119,13 @@ class Ask:
     def outputs(self, tokens, is_last):
         self.sent += bytes(tokens)
         if self.model.convention == "tokens":
+            tokens = tokens if self.model.decoupled else self.prompt + tokens
             values = {"output_ids": [tokens], "sequence_length": [len(tokens)]}
         else:
             so_far = self.sent.decode(errors="replace")
             delta = self.decoder.decode(bytes(tokens), is_last)
-            values = {"text_output": [so_far if self.model.accumulates else delta]}
+            repeated = "" if self.model.decoupled or self.wants("exclude_input_in_output") else self.text
+            values = {"text_output": [repeated + (so_far if self.model.accumulates else delta)]}
         if self.wants("return_finish_reason"):
             stopped = "!stop" in self.text and self.max_tokens > self.end
             values["finish_reason"] = [("stop" if stopped else "length") if is_last else "None"]
