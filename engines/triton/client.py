@@ -37,7 +37,8 @@ class Fault(Enum):
 
     REQUEST = auto()  # nothing: this request was wrong
     BUSY = auto()  # its own queue is full
-    MODEL = auto()  # it failed, and may be unable to answer anybody
+    MODEL = auto()  # it failed on this request
+    DEAD = auto()  # its process is gone, or does not move
     AWAY = auto()  # it can't be reached
 
 
@@ -201,11 +202,12 @@ def _translated(error: Any) -> TritonError:
         case grpc.StatusCode.UNAVAILABLE:
             fault = _fault_in(error.details() or "")
             return TritonError(Fault.AWAY if fault is Fault.MODEL else fault, message)
-    return TritonError(Fault.MODEL, message)
+    return TritonError(_fault_in(error.details() or ""), message)
 
 
 # As Triton's own words have it.
 _WORDS = {
+    Fault.DEAD: ("stub process",),
     Fault.BUSY: ("maximum queue size", "timeout expired"),
     Fault.AWAY: ("unknown model", "is not ready", "no available versions"),
     Fault.REQUEST: ("unexpected shape", "inference input", "input byte size", "batch-size must be"),

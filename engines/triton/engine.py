@@ -26,7 +26,7 @@ from engines.types import (
     SamplingParams,
 )
 
-RETRY_MS = {Fault.BUSY: 1000, Fault.MODEL: 2000, Fault.AWAY: 2000}
+RETRY_MS = 2000
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 log = logging.getLogger("penstock.triton")
@@ -112,16 +112,15 @@ def _context(folder: Path) -> int:
 
 
 def _for_client(error: TritonError) -> RequestError:
-    retry = RETRY_MS.get(error.fault)
     match error.fault:
         case Fault.REQUEST:
             return RequestError(ErrorCode.INVALID, "The model's server refused the request.")
         case Fault.BUSY:
-            return RequestError(ErrorCode.OVERLOADED, "The model's server is at capacity.", retry)
+            return RequestError(ErrorCode.OVERLOADED, "The model's server is at capacity.", RETRY_MS)
         case Fault.MODEL:
-            return RequestError(ErrorCode.ENGINE_FAILED, "The model's server failed on this request.", retry)
-        case Fault.AWAY:
-            return RequestError(ErrorCode.ENGINE_FAILED, "The model's server can't be reached any more.", retry)
+            return RequestError(ErrorCode.ENGINE_FAILED, "The model failed on this request.", RETRY_MS)
+        case Fault.DEAD | Fault.AWAY:
+            return RequestError(ErrorCode.ENGINE_FAILED, "The model's server can't be reached any more.", RETRY_MS)
 
 
 def read_options(options: dict[str, Any]) -> TritonOptions:

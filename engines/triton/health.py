@@ -1,6 +1,6 @@
 """Whether a model answers. Triton itself says that it does when the model's process is dead or stopped.
 
-A stopped server is noticed by a question, a dead process by a canary: a request for one token. Neither is sent while
+A stopped server is noticed by a question, a dead process by a canary: a request for one token, which is not sent while
 answers come in. Whoever is found away takes no requests, and its streams, which would hang for ever, end in an error.
 """
 
@@ -57,16 +57,14 @@ class Health:
 
     def suspect(self, error: TritonError) -> None:
         """A request failed in a way that others may: look at once."""
-        if error.fault in (Fault.MODEL, Fault.AWAY):
+        if error.fault in (Fault.DEAD, Fault.AWAY):
+            self.is_ready = False
             self._suspected.set()
 
     async def watch(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._suspected.wait(), INTERVAL)
-            is_lively = self.is_ready and time.monotonic() - self._last_life < INTERVAL
-            if is_lively and not self._suspected.is_set():
-                continue
             self._suspected.clear()
             await self._conclude(await self._examine())
 
@@ -77,13 +75,15 @@ class Health:
                 return Verdict.UNLOADED
         except TritonError:
             return Verdict.UNREACHABLE
+        if self.is_ready and self._last_life > started - INTERVAL:
+            return Verdict.WELL
         try:
             await asyncio.wait_for(self._canary(), self._options.canary_timeout)
         except TimeoutError:
             return Verdict.WELL if self._last_life > started else Verdict.SILENT
         except TritonError as error:
-            log.warning("%s: the canary failed: %s", self._name, error)
-            return {Fault.MODEL: Verdict.BROKEN, Fault.AWAY: Verdict.UNREACHABLE}.get(error.fault, Verdict.WELL)
+            log.debug("%s: the canary failed: %s", self._name, error)
+            return {Fault.DEAD: Verdict.BROKEN, Fault.AWAY: Verdict.UNREACHABLE}.get(error.fault, Verdict.WELL)
         return Verdict.WELL
 
     async def _conclude(self, verdict: Verdict) -> None:

@@ -65,6 +65,7 @@ class TritonModel:
     leave_out: tuple[str, ...] = ()
     types: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()  # an ensemble of this model, which does all the work: it has no process of its own
 
     def write(self, repository: Path) -> None:
         folder = repository / self.name
@@ -73,15 +74,26 @@ class TritonModel:
             shutil.copy(Path(__file__).with_name("model.py"), folder / str(version) / "model.py")
         (folder / "config.pbtxt").write_text(self._config(), encoding="utf-8")
 
+    def _ensemble(self) -> list[str]:
+        """Every input and output of the step by its own name."""
+        (step,) = self.steps
+        maps = [
+            f'{side}_map {{ key: "{name}" value: "{name}" }}'
+            for side, tensors in (("input", _INPUTS), ("output", _OUTPUTS))
+            for names in tensors[self.convention].values()
+            for name in (marked.removeprefix("!") for marked in names)
+        ]
+        return [f'ensemble_scheduling {{ step [ {{ model_name: "{step}" model_version: -1 {" ".join(maps)} }} ] }}']
+
     def _config(self) -> str:
         parameters = {"convention": self.convention, "delay_ms": str(self.delay_ms), **self.options}
         lines = [
             f'name: "{self.name}"',
-            'backend: "python"',
+            'platform: "ensemble"' if self.steps else 'backend: "python"',
             f"max_batch_size: {self.max_batch_size}",
-            f"model_transaction_policy {{ decoupled: {str(self.decoupled).lower()} }}",
+            "" if self.steps else f"model_transaction_policy {{ decoupled: {str(self.decoupled).lower()} }}",
             "version_policy { all { } }",
-            "instance_group [ { count: 1 kind: KIND_CPU } ]",
+            *(self._ensemble() if self.steps else ["instance_group [ { count: 1 kind: KIND_CPU } ]"]),
             *(self._tensor("input", name, kind) for kind, names in _INPUTS[self.convention].items() for name in names),
             *(
                 self._tensor("output", name, kind)
