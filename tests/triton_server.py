@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -19,7 +20,8 @@ from tests.triton_models import TritonModel
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".triton"
 WHY_NOT = "no Triton server in .triton: `make test-triton` installs it (CPython 3.11, x86-64 Linux) to test the engine"
-START_TIMEOUT = 90.0  # seconds, on a busy machine
+START_TIMEOUT = 60.0  # seconds, on a busy machine
+ATTEMPTS = 3  # one that loads many models at once dies now and then of a lock in its shared memory
 
 
 def _site_packages() -> Path | None:
@@ -88,15 +90,21 @@ class TritonServer:
         self._write_backend()
         for model in self._models:
             model.write(self._folder / "models")
+        for _ in range(ATTEMPTS):
+            if self._has_started():
+                return
+            self.kill()
+        raise AssertionError(f"tritonserver does not start: {self._log.read_text()[-3000:]}")
+
+    def _has_started(self) -> bool:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command(), env=self._environment(), stdout=log, stderr=log, process_group=0
             )
         deadline = time.monotonic() + START_TIMEOUT
-        while not self._is_ready():
-            assert self.process.poll() is None, f"tritonserver ended: {self._log.read_text()[-3000:]}"
-            assert time.monotonic() < deadline, f"tritonserver does not start: {self._log.read_text()[-3000:]}"
+        while not (is_ready := self._is_ready()) and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        return is_ready
 
     def _write_backend(self) -> None:
         """Triton wants the stub of this Python beside the backend's library; the wheel has one for every Python."""
@@ -160,7 +168,8 @@ class TritonServer:
         """With its stubs, and what they left in shared memory."""
         if self.process is None:
             return
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process = None
         for left in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # noqa: S108 - where Triton puts it

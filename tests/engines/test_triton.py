@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
+import httpx
 import pytest
 
+from batching.scheduler import SchedulerConfig
+from batching.stream_batcher import StreamBatcher
 from engines.base import EngineError
 from engines.fake import fake_answer
 from engines.triton.engine import TritonEngine, read_options
 from engines.types import ErrorCode, FinishReason
 from tests.engines.triton_bench import Answer, ask, build, request, watched
+from tests.fakes import eventually, make_request
 from tests.triton_server import TritonServer
 
 pytestmark = pytest.mark.triton
@@ -186,6 +191,52 @@ async def test_equal_lengths_run_together(triton: TritonServer) -> None:
         prompts = ["x" * length for length in range(9, 17)]
         answers = await asyncio.gather(*(ask(engine, request(prompt), padded_len=16) for prompt in prompts))
     assert [answer.text for answer in answers] == [expected(prompt) for prompt in prompts]
+
+
+async def executed_batch_size(triton: TritonServer, engine: TritonEngine, waste: float | None) -> float:
+    """Of 48 prompts of 12 lengths: as the batcher groups them within that much padding, or (None) just sent."""
+    before = counts(triton, "whole-tokens")
+    lengths = [50 + index % 12 for index in range(48)]
+    if waste is None:
+        await asyncio.gather(*(ask(engine, request("x" * length, 5)) for length in lengths))
+    else:
+        await batched(engine, lengths, waste)
+    inferences, executions = (now - then for now, then in zip(counts(triton, "whole-tokens"), before, strict=True))
+    return inferences / executions
+
+
+async def batched(engine: TritonEngine, lengths: list[int], waste: float) -> None:
+    ended: set[str] = set()
+    batcher = StreamBatcher(
+        engine,
+        SchedulerConfig(max_padding_waste=waste),
+        0,
+        lambda deltas: ended.update(delta.request_id for delta in deltas if delta.finish_reason is FinishReason.LENGTH),
+    )
+    running = asyncio.create_task(batcher.run())
+    await asyncio.sleep(0)
+    now = time.monotonic()
+    for index, length in enumerate(lengths):
+        batcher.add(make_request(f"r{index}", [120] * length, max_tokens=5, arrival=now, deadline=now + 600))
+    await eventually(lambda: len(ended) == len(lengths))
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def counts(triton: TritonServer, model: str) -> tuple[int, int]:
+    """Inferences and executions, as Triton counts them."""
+    stats = httpx.get(f"http://{triton.http_url}/v2/models/{model}/stats").json()["model_stats"][0]
+    return stats["inference_count"], stats["execution_count"]
+
+
+async def test_grouping_by_length_makes_the_batches_that_triton_executes(triton: TritonServer) -> None:
+    async with watched(build(triton.url, "whole-tokens")) as engine:
+        alone = await executed_batch_size(triton, engine, None)
+    engine = build(triton.url, "whole-tokens")
+    equal = await executed_batch_size(triton, engine, 0.0)
+    padded = await executed_batch_size(triton, build(triton.url, "whole-tokens"), 0.3)
+    assert alone < 1.5
+    assert alone < equal < padded
 
 
 # --- what can't be
