@@ -150,9 +150,9 @@ class StreamBatcher:
         except Exception:
             log.exception("a request failed")
             last = None
-        del self._running[request_id]
-        self._put(last or _failed(request_id, RequestError(ErrorCode.ENGINE_FAILED, "The engine failed.")))
-        self._wake.set()
+        if self._running.pop(request_id, None) is not None:
+            self._put(last or _failed(request_id, RequestError(ErrorCode.ENGINE_FAILED, "The engine failed.")))
+            self._wake.set()
 
     async def _stream(self, sequence: Sequence, padded_len: int) -> OutputDelta | None:
         """Returns the last delta, and delivers those before it."""

@@ -112,6 +112,8 @@ class TritonClient:
             raise
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from None
+        except asyncio.InvalidStateError:  # it failed before the request was written
+            raise TritonError(Fault.AWAY, f"{(await call.code()).name}: {await call.details()}") from None
         finally:
             del self._calls[call]
             if not call.done():

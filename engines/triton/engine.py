@@ -95,8 +95,9 @@ class TritonEngine(StreamEngine):
 
 
 def _whole_batches(model: TritonModel) -> bool:
-    """A decoupled model, or one without a batcher of Triton's, sees to its batches itself."""
-    return bool(model.batch_size) and not model.decoupled
+    """A decoupled model, one without a batcher of Triton's, or TensorRT-LLM in flight sees to its batches itself."""
+    is_in_flight = model.decoupled or "inflight" in model.parameters.get("gpt_model_type", "")
+    return bool(model.batch_size) and not is_in_flight
 
 
 def _context(folder: Path) -> int:
