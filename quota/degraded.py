@@ -36,6 +36,9 @@ from quota.memory import MemoryLedger, wall_clock_ms
 
 MAX_ENDINGS = 10_000
 HAND_IN_EVERY = 0.5  # seconds
+LOOK_EVERY = 0.5  # seconds
+NOBODY = "nobody"
+"""An account that only `watch` asks for."""
 
 log = logging.getLogger("penstock.quota")
 
@@ -44,7 +47,7 @@ class WhenAway(StrEnum):
     """What is admitted without the shared ledger."""
 
     SHARE = "share"  # budgets closed, a share of everything else
-    CLOSED = "closed"  # nothing
+    CLOSED = "closed"  # nothing that has a limit
     OPEN = "open"  # everything, budgets too: nothing is counted
 
 
@@ -68,7 +71,9 @@ class DegradedLedger:
         mode: WhenAway = WhenAway.SHARE,
         max_gateways: int = 4,
         clock: Callable[[], int] = wall_clock_ms,
+        on_change: Callable[[bool], None] = lambda is_away: None,
     ) -> None:
+        """`on_change` hears of every change of `is_away`, which is False at first."""
         self._shared = shared
         self._mode = mode
         self._max_gateways = max_gateways
@@ -77,11 +82,21 @@ class DegradedLedger:
         self._endings: OrderedDict[str, Ending] = OrderedDict()
         self._handing_in: asyncio.Task[None] | None = None
         self._is_away = False
+        self._on_change = on_change
 
     @property
     def is_away(self) -> bool:
-        """Whether the shared ledger gave no answer when it was last asked to admit."""
+        """Whether the shared ledger gave no answer when it was last asked to admit, or what remains."""
         return self._is_away
+
+    async def watch(self) -> None:
+        """Ask twice a second, so that `is_away` is right also while nobody asks for anything. Never returns."""
+        while True:
+            try:
+                await self.peek(NOBODY, ())
+            except Exception:  # whatever it is: nobody else would look again
+                log.exception("the shared ledger can't be looked at")
+            await asyncio.sleep(LOOK_EVERY)
 
     async def reserve(self, lease_id: str, account: str, layers: Collection[Layer], tokens: int) -> QuotaDecision:
         """Raises `QuotaUnavailable` for what nobody can admit now."""
@@ -155,7 +170,7 @@ class DegradedLedger:
     ) -> QuotaDecision:
         if (fault := encode(layers).fault(tokens)) is not None:
             raise fault
-        if self._mode is WhenAway.CLOSED:
+        if self._mode is WhenAway.CLOSED and any(layer.limits.enforced() for layer in layers):
             raise QuotaUnavailable("quotas can't be checked now")
         if self._mode is WhenAway.SHARE and any(_has_budget(layer.limits) for layer in layers):
             raise QuotaUnavailable("budgets can't be checked now")
@@ -179,11 +194,13 @@ class DegradedLedger:
             log.warning("the shared ledger is away (%s): %s", error, self._mode)
             self._is_away = True
             self._alone.fill()
+            self._on_change(True)
 
     def _came_back(self) -> None:
         if self._is_away:
             log.warning("the shared ledger is back")
             self._is_away = False
+            self._on_change(False)
 
     async def _hand_in(self) -> None:
         while self._endings:
