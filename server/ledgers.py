@@ -67,8 +67,9 @@ async def open_shared(settings: Settings, store: Store, flush: Flush, *, must_an
             remember=remember,
             audit=settings.quota.audit,
         )
-    except ValueError as error:
-        raise SettingsError(f"server.redis_url: {error}") from None
+    except ValueError:  # its text may show a part of a password
+        expected = "redis://USER:PASSWORD@HOST:PORT/NUMBER, with / @ : and % in a password written as %2F %40 %3A %25"
+        raise SettingsError(f"server.redis_url: expected {expected}") from None
     try:
         await ledger.check_server()
     except (LedgerUnavailable, ValueError) as error:

@@ -181,7 +181,6 @@ async def _open_ledger(
     shared = await open_shared(settings, records.store, records.writer.flush, must_answer=False)
     ledger = able_to_go_on(shared, settings, lambda is_away: metrics.ledger_up.set(not is_away))
     stack.push_async_callback(ledger.close)
-    _background(stack, shared.watch())
     _background(stack, ledger.watch())
     return ledger
 
