@@ -9,14 +9,13 @@ them expire when they lie idle.
 
 import asyncio
 import itertools
-import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any, Protocol, TypeVar
 
-from quota.encoding import audit_record, decision, encode, layer_code, remaining, usage
+from quota.encoding import audit_record, decision, encode, remaining, usage
 from quota.epochs import Epochs
 from quota.held import ALONE, HeldLease, HeldLeases
 from quota.ledger import (
@@ -32,6 +31,7 @@ from quota.ledger import (
 )
 from quota.levels import Layer, Level
 from quota.lua import Script, load_scripts
+from quota.past import by_layer, rows
 
 RENEWALS_PER_CALL = 1000
 ROWS_PER_CALL = 500
@@ -162,8 +162,8 @@ class ScriptedLedger:
         return remaining(encoded, used, int(now))
 
     async def restore(self, account: str, level: Level, name: str, day: date, requests: int, tokens: int) -> bool:
-        rows = _rows([PastUsage(level, name, day, requests, tokens)])
-        return bool(await self._open_and_run("restore", account, rows))
+        one = rows([PastUsage(level, name, day, requests, tokens)])
+        return bool(await self._open_and_run("restore", account, one))
 
     async def usage(self, account: str) -> AccountUsage:
         return usage(account, await self._open_and_run("usage", account))
@@ -297,11 +297,11 @@ class ScriptedLedger:
         if epoch.is_young(self._recovery_ms):
             raise LedgerUnavailable("Redis has lost its memory and is being told what runs")
         known = [lease_id.decode() for lease_id in await self._run("known", account)]
-        past = _by_layer(await self._past(account, known), datetime.fromtimestamp(epoch.now_ms / 1000, UTC).date())
+        past = by_layer(await self._past(account, known), datetime.fromtimestamp(epoch.now_ms / 1000, UTC).date())
         *first, last = _chunks(past, ROWS_PER_CALL) or [[]]
         for chunk in first:
-            await self._run("restore", account, _rows(chunk), "more", nonce=nonce)
-        await self._run("restore", account, _rows(last), "open", epoch.lost_ms, epoch.name, nonce=nonce)
+            await self._run("restore", account, rows(chunk), "more", nonce=nonce)
+        await self._run("restore", account, rows(last), "open", epoch.lost_ms, epoch.name, nonce=nonce)
 
     async def _past(self, account: str, known: Collection[str]) -> Iterable[PastUsage]:
         if self._history is None:
@@ -340,28 +340,6 @@ class ScriptedLedger:
 
 def _chunks(items: list[_T], size: int) -> list[list[_T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _by_layer(past: Iterable[PastUsage], today: date) -> list[PastUsage]:
-    """The days of this month but today as one, for each layer: what restoring them costs is a matter of layers."""
-    this_month = (today.year, today.month)
-    sums: dict[tuple[Level, str, date], tuple[int, int]] = {}
-    for row in past:
-        if (row.day.year, row.day.month) == this_month:
-            key = (row.level, row.name, today if row.day == today else today.replace(day=1 if today.day > 1 else 2))
-            requests, tokens = sums.get(key, (0, 0))
-            sums[key] = (requests + row.requests, tokens + row.tokens)
-    return [PastUsage(*key, *counts) for key, counts in sums.items()]
-
-
-def _rows(past: Iterable[PastUsage]) -> str:
-    rows = []
-    for row in past:
-        require_count(row.requests)
-        require_count(row.tokens)
-        day = (row.day - date(1970, 1, 1)).days
-        rows.append([layer_code(row.level, row.name), day, row.requests, row.tokens])
-    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False)
 
 
 def _tag(account: str) -> str:

@@ -13,6 +13,7 @@ end
 local seen, names, fields = 'r' .. text(today.month), {}, {}
 for i, row in ipairs(rows) do
   names[i] = text(int(row[2])) .. ' ' .. row[1]
+  if int(row[3]) < 0 or int(row[4]) < 0 then error('usage below 0') end
   for _, code in ipairs(BUDGETS) do fields[#fields + 1] = code .. row[1] end
 end
 fetch(seen, names)
