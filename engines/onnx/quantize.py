@@ -48,11 +48,9 @@ def has_vnni() -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without its advice on the root logger to do what has been done."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
+    """Without its advice to do what has been done."""
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        root.setLevel(level)
+        logging.disable(logging.NOTSET)

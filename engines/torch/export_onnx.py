@@ -64,6 +64,7 @@ def export(source: Path, target: Path) -> Path:
             local_files_only=True,
             trust_remote_code=False,
             attn_implementation="eager",  # others build masks that differ for a single token, which a trace would fix
+            experts_implementation="batched_mm",  # the others are no ONNX operators
         ).eval()
     except Exception as error:
         raise EngineError(f"{source}: can't be loaded: {_one_line(error)}") from error
@@ -118,16 +119,14 @@ def _example_past(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's notes on what it does not know of this machine."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without torch's notes on what it does not know of this machine, and its traces of every symbol."""
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(logging.NOTSET)
 
 
 def _one_line(error: Exception) -> str:
