@@ -80,4 +80,6 @@ def _tensors(arguments: Sequence[Any]) -> dict[str, Tensor]:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """The end of a long message: ONNX Runtime's begin with the names of its own functions."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"... {text[-200:]}"
