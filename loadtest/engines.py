@@ -1,6 +1,6 @@
 """Two ways to serve a model, side by side: the same workload on both in turns, A B A B, and the ratios.
 
-    python -m loadtest.engines "models/tiny-chat" "--engine onnx DIR"
+    python -m loadtest.engines "models/tiny-chat --dtype float32" "DIR --engine onnx"
 
 On a shared machine the speed of one run says little; the ratio of two that follow each other says more.
 """
@@ -9,7 +9,7 @@ import secrets
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Annotated
 
@@ -17,14 +17,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.client import Endpoint, Target
+from loadtest.client import Endpoint, Target, base_url
 from loadtest.local import serving
 from loadtest.measure import SLO, Summary, summarize
 from loadtest.records import BenchError
 from loadtest.runner import BenchConfig, run_bench
 from loadtest.workloads import RequestSize, WorkloadName
-
-NO_SLO = SLO(None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,43 +68,46 @@ def compare(
     output_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every answer.")] = 64,
 ) -> None:
     """Serve both, drive them in turns, print tokens a second, TTFT and ITL of every run, and B over A."""
-    key = secrets.token_urlsafe(24)
-    size = RequestSize(input_tokens, output_tokens)
     try:
         with ExitStack() as stack:
-            urls = [stack.enter_context(serving(shlex.split(words), key)) for words in (first, second)]
-            measured = [
-                (
-                    _measure(urls[0], key, size, concurrency, requests, i),
-                    _measure(urls[1], key, size, concurrency, requests, i),
-                )
-                for i in range(rounds)
-            ]
+            targets = [_serve(stack, shlex.split(words)) for words in (first, second)]
+            size = RequestSize(input_tokens, output_tokens)
+            a, b = (_config(target, size, concurrency, requests) for target in targets)
+            measured = [(_measure(a, seed), _measure(b, seed)) for seed in range(rounds)]
     except BenchError as error:
         typer.echo(f"loadtest.engines: {error}", err=True)
         raise typer.Exit(1) from None
     Console(highlight=False).print(_table(measured))
 
 
-def _measure(url: str | None, key: str, size: RequestSize, concurrency: int, requests: int, seed: int) -> Speed:
-    """One run, of the same requests for the same seed. Raises BenchError."""
-    if url is None:
-        raise BenchError("a server did not start; it has said why")
-    config = BenchConfig(
-        target=Target(url, key, Endpoint.CHAT, ignore_eos=True),
+def _serve(stack: ExitStack, arguments: Sequence[str]) -> Target:
+    """A server that runs until `stack` unwinds. Raises BenchError."""
+    key = secrets.token_urlsafe(24)
+    if (url := stack.enter_context(serving(arguments, key))) is None:
+        raise BenchError(f"penstock serve {shlex.join(arguments)} did not start; it has said why")
+    return Target(base_url(url), key, Endpoint.CHAT, ignore_eos=True)
+
+
+def _config(target: Target, size: RequestSize, concurrency: int, requests: int) -> BenchConfig:
+    return BenchConfig(
+        target=target,
         model=None,
         workload=WorkloadName.FIXED,
         size=size,
         concurrency=concurrency,
         num_requests=requests,
         num_warmup=concurrency,
-        seed=seed,
+        seed=0,
         timeout_s=600,
     )
-    result = run_bench(config, lambda stage, record: None)
+
+
+def _measure(config: BenchConfig, seed: int) -> Speed:
+    """One run: the same requests for the same seed. Raises BenchError."""
+    result = run_bench(replace(config, seed=seed), lambda stage, record: None)
     if result.interrupted:
         raise BenchError("interrupted")
-    return Speed.of(summarize(result.records, NO_SLO))
+    return Speed.of(summarize(result.records, SLO()))
 
 
 def _table(measured: Sequence[tuple[Speed, Speed]]) -> Table:
