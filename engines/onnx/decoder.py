@@ -129,6 +129,11 @@ class Decoder:
         _check_float(tensors[0])
         return tensors[0].dtype
 
+    @property
+    def token_bytes(self) -> int:
+        """What the cache of one token takes."""
+        return int(sum(tensor.num_heads * tensor.dim for tensor in self.cache) * self.dtype.itemsize)
+
     def empty_past(self, rows: int, width: int = 0) -> list[NDArray[np.generic]]:
         """A cache of zeros."""
         return [np.zeros((rows, tensor.num_heads, width, tensor.dim), dtype=self.dtype) for tensor in self.cache]

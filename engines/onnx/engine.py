@@ -12,6 +12,7 @@ from pathlib import Path
 from engines import memory
 from engines.base import EngineError, ThreadedStepEngine
 from engines.capacity import KVSpace, plan_capacity
+from engines.onnx.batches import BatchRules
 from engines.onnx.decoder import Decoder
 from engines.onnx.folder import GraphFile, ModelConfig, find_graph
 from engines.onnx.kv_cache import PagedKVCache
@@ -22,6 +23,7 @@ from engines.options import read_positive_integers
 from engines.types import EngineConfig, EngineInfo, StepPlan, StepResult
 
 _COPIES = 3  # of the KV memory at the worst: the blocks, a run's input, its output
+_TOUCHES = 4  # times that a run reads or writes each byte of its cache
 _TOKEN_BUDGET = 256
 
 
@@ -46,7 +48,7 @@ class OnnxEngine(ThreadedStepEngine):
         space = _kv_space(options, loaded, ModelConfig(folder))
         capacity = plan_capacity(config, space)
         self._cache = PagedKVCache(loaded.decoder.cache, capacity.num_blocks, options.block_size, loaded.decoder.dtype)
-        self._runner = OnnxRunner(loaded.decoder, self._cache, loaded.abilities)
+        self._runner = OnnxRunner(loaded.decoder, self._cache, _batch_rules(loaded))
         super().__init__(
             EngineInfo(
                 max_model_len=capacity.max_model_len,
@@ -110,11 +112,17 @@ def _check_dtype(dtype: str, decoder: Decoder) -> None:
 
 
 def _kv_space(options: OnnxOptions, loaded: LoadedDecoder, config: ModelConfig) -> KVSpace:
-    token_bytes = sum(t.num_heads * t.dim for t in loaded.decoder.cache) * loaded.decoder.dtype.itemsize
     return KVSpace(
         max_positions=config.max_positions,
         block_size=options.block_size,
-        block_bytes=token_bytes * options.block_size,
+        block_bytes=loaded.decoder.token_bytes * options.block_size,
         memory_bytes=options.kv_memory_bytes or memory.default_kv_bytes() // _COPIES,
         num_blocks=options.num_blocks,
     )
+
+
+def _batch_rules(loaded: LoadedDecoder) -> BatchRules:
+    """A run reads the weights once; a padded token is copied in, copied out, and read by the attention."""
+    weights = sum(file.stat().st_size for file in loaded.graph.path.parent.glob(f"{loaded.graph.path.name}*"))
+    free_padding = weights // (_TOUCHES * loaded.decoder.token_bytes)
+    return BatchRules(loaded.abilities, loaded.decoder.is_merged, free_padding)

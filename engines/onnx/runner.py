@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from engines.onnx.batches import BatchRules
 from engines.onnx.decoder import Decoder, DecoderBatch
 from engines.onnx.kv_cache import PagedKVCache
-from engines.onnx.probe import Abilities
 from engines.onnx.session import Array
 from engines.records import IntArray, SequenceRecord
 from engines.sampling import FloatRow, Sampler
@@ -26,41 +25,13 @@ class Held:
     contexts: IntArray  # [n]
 
 
-def split(
-    groups: list[list[ScheduledSequence]], abilities: Abilities, is_merged: bool
-) -> Iterator[list[ScheduledSequence]]:
-    """The plan's groups cut into what the graph can run at once, in the order they must run in."""
-    for group in groups:
-        parts: dict[tuple[int, int], list[ScheduledSequence]] = {}
-        for sequence in group:
-            key = _shape(sequence, is_merged) if abilities.pads else (sequence.start, sequence.num_tokens)
-            parts.setdefault(key, []).append(sequence)
-        for part in parts.values():
-            yield from [part] if abilities.continues_in_chunks else _token_by_token(part)
-
-
-def _shape(sequence: ScheduledSequence, is_merged: bool) -> tuple[int, int]:
-    """A decode padded to a chunk would cost a chunk's queries; a merged decoder has a branch for each kind."""
-    return sequence.num_tokens == 1, is_merged and sequence.start > 0
-
-
-def _token_by_token(part: list[ScheduledSequence]) -> Iterator[list[ScheduledSequence]]:
-    fresh = [sequence for sequence in part if sequence.start == 0]
-    if fresh:
-        yield fresh
-    for sequence in (sequence for sequence in part if sequence.start > 0):
-        last = sequence.num_tokens - 1
-        for i in range(sequence.num_tokens):
-            yield [replace(sequence, start=sequence.start + i, num_tokens=1, samples=sequence.samples and i == last)]
-
-
 class OnnxRunner:
     """Owns the sequences' records and their sampling state. Used from the engine's thread only."""
 
-    def __init__(self, decoder: Decoder, cache: PagedKVCache, abilities: Abilities) -> None:
+    def __init__(self, decoder: Decoder, cache: PagedKVCache, rules: BatchRules) -> None:
         self._decoder = decoder
         self._cache = cache
-        self._abilities = abilities
+        self.rules = rules
         self._records: dict[int, SequenceRecord] = {}
         self._sampler = Sampler(decoder.vocab_size)
         self._held: dict[SequenceIds, Held] = {}  # of the last step
@@ -74,7 +45,7 @@ class OnnxRunner:
         held, self._held = self._held, {}
         sequence_ids: list[int] = []
         logits: list[FloatRow] = []
-        for batch in split(plan.groups, self._abilities, self._decoder.is_merged):
+        for batch in self.rules.split(plan.groups):
             sequence_ids += [sequence.sequence_id for sequence in batch if sequence.samples]
             logits.append(self._run_batch(batch, held))
         return self._sample(sequence_ids, np.concatenate(logits)) if sequence_ids else StepResult()

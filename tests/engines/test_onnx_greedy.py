@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engines.onnx.batches import BatchRules
 from engines.onnx.probe import Abilities
 from engines.types import StepPlan
 from tests.engines.test_torch_greedy import NEW_TOKENS, expected, prompts
@@ -39,7 +40,7 @@ def test_our_exports(
     planner: Any,
 ) -> None:
     engine = make_onnx_engine(onnx_folder(name))
-    assert engine._runner._abilities == Abilities(pads=True, continues_in_chunks=True)
+    assert engine._runner.rules.abilities == Abilities(pads=True, continues_in_chunks=True)
     assert crowds(engine, planner, prompts(engine.info.vocab_size)) == [expected(model_folder(name))] * 2
 
 
@@ -50,12 +51,14 @@ def test_exports_by_optimum(name: str, optimum: Path, make_onnx_engine: Any, pla
     assert crowds(engine, planner, golden["prompts"]) == [golden[name]] * 2
 
 
-@pytest.mark.parametrize("pads", [False, True])
-@pytest.mark.parametrize("chunks", [False, True])
+@pytest.mark.parametrize(
+    ("pads", "chunks", "free_padding"),
+    [(False, False, 0), (False, True, 0), (True, False, 0), (True, True, 0), (True, True, 10), (True, True, 10_000)],
+)
 def test_graphs_that_can_do_less_answer_the_same(
-    pads: bool, chunks: bool, optimum: Path, make_onnx_engine: Any, planner: Any
+    pads: bool, chunks: bool, free_padding: int, optimum: Path, make_onnx_engine: Any, planner: Any
 ) -> None:
     golden = json.loads((optimum / "golden.json").read_text())
     engine = make_onnx_engine(optimum / "llama")
-    engine._runner._abilities = Abilities(pads, chunks)
+    engine._runner.rules = BatchRules(Abilities(pads, chunks), False, free_padding)
     assert crowds(engine, planner, golden["prompts"]) == [golden["llama"]] * 2

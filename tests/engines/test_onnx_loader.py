@@ -209,7 +209,7 @@ def test_one_that_does_not_look_at_its_mask(folder: Path, golden: Any, make_onnx
     ]
     rewire(folder, "attention_mask", nodes, [one])
     engine = make_onnx_engine(folder)
-    assert engine._runner._abilities == Abilities(pads=False, continues_in_chunks=True)
+    assert engine._runner.rules.abilities == Abilities(pads=False, continues_in_chunks=True)
     assert "batches of equal length" in engine.info.description
     assert crowds(engine, planner, golden["prompts"]) == [golden["llama"]] * 2
 
