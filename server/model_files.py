@@ -20,7 +20,8 @@ from server.settings_models import HUB_ID
 # that the engine looks for.
 _SMALL = ["*.json", "*.jinja", "*.txt", "*.model"]
 WEIGHTS = [*_SMALL, "*.safetensors"]
-GRAPHS = [*_SMALL, *(f"{place}{name}.onnx*" for place in ("", "onnx/") for name in ("model", "model_quantized"))]
+_GRAPH_NAMES = ("model", "model_quantized", "decoder_model_merged")
+GRAPHS = [*_SMALL, *(f"{place}{name}.onnx*" for place in ("", "onnx/") for name in _GRAPH_NAMES)]
 
 
 class ModelFilesError(Exception):
