@@ -14,13 +14,22 @@ def _torch(config: EngineConfig) -> StepEngine:
     return TorchEngine(config)
 
 
+def _onnx(config: EngineConfig) -> StepEngine:
+    try:
+        from engines.onnx.engine import OnnxEngine
+
+        return OnnxEngine(config)
+    except ModuleNotFoundError as error:
+        raise EngineError(f'engine: onnx needs {error.name}: install it with pip install "penstock[onnx]"') from error
+
+
 def _fake(config: EngineConfig) -> StepEngine:
     from engines.fake import FakeEngine
 
     return FakeEngine(config)
 
 
-FACTORIES: dict[str, Callable[[EngineConfig], StepEngine]] = {"torch": _torch, "fake": _fake}
+FACTORIES: dict[str, Callable[[EngineConfig], StepEngine]] = {"torch": _torch, "onnx": _onnx, "fake": _fake}
 
 
 def create(config: EngineConfig) -> StepEngine:
