@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA := .data
 ARGS ?=
+SBIN := :/usr/sbin
 
 # A file that a failed line left behind would pass for a made one.
 .DELETE_ON_ERROR:
 
-.PHONY: setup serve test test-triton lint format bench soak train clean
+.PHONY: setup serve test test-servers test-triton lint format bench soak train clean
 
 setup: .venv/.installed
 
@@ -27,9 +28,24 @@ serve: setup $(DATA)/dev-key
 	@PENSTOCK_API_KEY="$${PENSTOCK_API_KEY:-$$(cat $(DATA)/dev-key)}" \
 		exec $(BIN)/penstock serve --data-dir $(DATA) --show-key $(ARGS)
 
-test: setup
+test: setup test-servers
 	@$(MAKE) --no-print-directory .triton/.installed || echo "No Triton server here: its tests are skipped."
 	$(BIN)/python -m pytest $(ARGS)
+
+# Servers that tests start for themselves, on ports of their own. Root gets what is missing from Debian's or Ubuntu's
+# packages; elsewhere the tests that need it are skipped, and say so.
+test-servers:
+	@missing=$$(PATH="$$PATH$(SBIN)"; for package in redis-server nginx-light postgresql; do \
+		case $$package in \
+			postgresql) command -v initdb || ls /usr/lib/postgresql/*/bin/initdb ;; \
+			nginx-light) command -v nginx ;; \
+			*) command -v $$package ;; \
+		esac >/dev/null 2>&1 || printf ' %s' $$package; done); \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+			apt-get install -y -qq --no-install-recommends $$missing; } >/dev/null 2>&1 && missing=; \
+	fi; \
+	[ -z "$$missing" ] || echo "Some tests will be skipped. To run them: apt-get install$$missing"
 
 # A real Triton for the tests of its engine, in an environment of its own, that nothing else uses.
 TRITON := nvidia-pytriton==0.7.0
@@ -54,9 +70,12 @@ format: setup
 bench: setup
 	$(BIN)/python -m loadtest.local $(ARGS)
 
-# The property tests, with many more examples.
+# The property tests and the faults of the ledger at full length, and what they measured as a table.
 soak: setup
-	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest --timeout 7200 tests/quota tests/batching $(ARGS)
+	@mkdir -p -m 700 $(DATA) && rm -f $(DATA)/figures.jsonl
+	HYPOTHESIS_PROFILE=soak PENSTOCK_SOAK=1 PENSTOCK_FIGURES=$(DATA)/figures.jsonl \
+		$(BIN)/python -m pytest --timeout 7200 tests/quota tests/batching tests/faults/ledger $(ARGS)
+	@$(BIN)/python -m tests.faults.ledger.table $(DATA)/figures.jsonl
 
 # Trains models/tiny-chat anew; CORPORA is a folder with the corpora that its model card names.
 train: setup

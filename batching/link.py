@@ -11,6 +11,7 @@ from batching.client import WorkerClient
 from engines.types import EngineInfo
 
 FIRST_DELAY, MAX_DELAY = 0.05, 1.0  # seconds between attempts to connect again
+CONNECT_TIMEOUT = 2.0  # seconds
 
 log = logging.getLogger("penstock.link")
 
@@ -65,5 +66,7 @@ class WorkerConnection:
                 await self._connect()
 
     async def _connect(self) -> None:
-        with contextlib.suppress(OSError):
-            self.client = await WorkerClient.connect(self._socket_path)
+        """Not for long: the kernel takes a connection for a worker that is stopped."""
+        with contextlib.suppress(OSError):  # a TimeoutError is one
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                self.client = await WorkerClient.connect(self._socket_path)

@@ -14,6 +14,15 @@ def _torch(config: EngineConfig) -> StepEngine:
     return TorchEngine(config)
 
 
+def _onnx(config: EngineConfig) -> StepEngine:
+    try:
+        from engines.onnx.engine import OnnxEngine
+
+        return OnnxEngine(config)
+    except ModuleNotFoundError as error:
+        raise EngineError(f'engine: onnx needs {error.name}: install it with pip install "penstock[onnx]"') from error
+
+
 def _fake(config: EngineConfig) -> StepEngine:
     from engines.fake import FakeEngine
 
@@ -23,14 +32,19 @@ def _fake(config: EngineConfig) -> StepEngine:
 def _triton(config: EngineConfig) -> StreamEngine:
     try:
         from engines.triton.engine import TritonEngine
-    except ModuleNotFoundError as error:
-        raise EngineError(f"engine = \"triton\" needs {error.name}: pip install 'penstock[triton]'") from None
 
-    return TritonEngine(config)
+        return TritonEngine(config)
+    except ModuleNotFoundError as error:
+        raise EngineError(f'engine: triton needs {error.name}: install it with pip install "penstock[triton]"') from error
 
 
 Engine = StepEngine | StreamEngine
-FACTORIES: dict[str, Callable[[EngineConfig], Engine]] = {"torch": _torch, "triton": _triton, "fake": _fake}
+FACTORIES: dict[str, Callable[[EngineConfig], Engine]] = {
+    "torch": _torch,
+    "onnx": _onnx,
+    "triton": _triton,
+    "fake": _fake,
+}
 
 
 def create(config: EngineConfig) -> Engine:

@@ -180,6 +180,18 @@ class Book:
         self._finished[lease_id] = lease
         return True
 
+    def occupy(self, lease_id: str, layers: Collection[Layer], now: int) -> None:
+        """Open a lease that holds concurrency and nothing else, whether it fits or not: another ledger admitted it."""
+        if lease_id in self._open or lease_id in self._finished:
+            return
+        lease = Lease(Reservation(lease_id, self.account, tuple(layers), 0, now + self._lease_ms), admitted_ms=now)
+        for layer in layers:
+            for dimension, limit in layer.limits.items():
+                if dimension.kind is Kind.GAUGE:
+                    key = CounterKey.of(layer, dimension, now)
+                    lease.charges[key] = self._counters.charge(key, limit, 1, 0, now)
+        self._open[lease_id] = lease
+
     def fill(self, now: int) -> None:
         """Make every bucket a full one: nobody knows what was charged meanwhile."""
         self._counters.fill(now)
@@ -197,7 +209,7 @@ class Book:
     def usage(self, now: int) -> AccountUsage:
         self.reap(now)
         leases = tuple(lease.reservation for lease in self._open.values())
-        return AccountUsage(self.account, tuple(self._counters.snapshot(now)), leases)
+        return AccountUsage(self.account, now, tuple(self._counters.snapshot(now)), leases)
 
     def check_integrity(self) -> None:
         in_force: dict[CounterKey, int] = {}

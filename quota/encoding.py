@@ -55,7 +55,7 @@ class Field:
 
     @property
     def coded_limit(self) -> int:
-        """As layers_of() in leases.lua reads it."""
+        """As layers_of() in counters.lua reads it."""
         if self.limit is None:
             return -1
         return -2 - self.limit if self.shadow else self.limit
@@ -208,6 +208,7 @@ def usage(account: str, reply: list[Any]) -> AccountUsage:
     ]
     return AccountUsage(
         account,
+        now,
         tuple(sorted(counters, key=lambda counter: (counter.level, counter.name, counter.dimension, counter.period))),
         tuple(
             Reservation(lease.decode(), account, decode(layers), int(tokens), int(expires))

@@ -62,6 +62,10 @@ class LedgerUnavailable(OSError):
     """A shared ledger gives no answer. Whether it took the step is not known: every step may be repeated."""
 
 
+class NotAsked(LedgerUnavailable):
+    """A shared ledger gives no answer, and was not asked: the step was not taken."""
+
+
 class QuotaUnavailable(LedgerUnavailable):
     """A request that only the shared ledger could admit, while it gives no answer: a budget applies to it."""
 
@@ -151,9 +155,10 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class AccountUsage:
-    """A snapshot of one account: every counter that is kept, and the leases that are open."""
+    """A snapshot of one account, taken at `now_ms`: every counter that is kept, and the leases that are open."""
 
     account: str
+    now_ms: int
     counters: tuple[Counter, ...] = ()
     leases: tuple[Reservation, ...] = ()
 

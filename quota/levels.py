@@ -71,6 +71,7 @@ class Dimension(StrEnum):
 
 
 _DIMENSIONS = {dimension.value: dimension for dimension in Dimension}
+MAX_NAME = 256
 MIN_TOKENS = 2
 """What the smallest request may cost: a token of prompt and one of answer."""
 
@@ -193,7 +194,7 @@ class Plan:
             name=name,
             account=Limits.parse(table.get("account", {}), f"{where}.account"),
             key=Limits.parse(table.get("key", {}), f"{where}.key"),
-            models=_limits_by_name(table.get("models", {}), f"{where}.models"),
+            models=_model_limits(table.get("models", {}), f"{where}.models"),
             features=features,
         )
 
@@ -254,6 +255,15 @@ def _overlaid(ours: Mapping[str, Limits], theirs: Mapping[str, Limits]) -> dict[
 def _limits_by_name(mapping: object, where: str) -> dict[str, Limits]:
     table = _table(mapping, where, "a table of tables of limits")
     return {name: Limits.parse(limits, _path(where, name)) for name, limits in table.items()}
+
+
+def _model_limits(mapping: object, where: str) -> dict[str, Limits]:
+    limits = _limits_by_name(mapping, where)
+    for name in limits:
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            expected = f"expected a model's name: 1 to {MAX_NAME} visible characters"
+            raise LimitError(f"{_path(where, name[:MAX_NAME])}: {expected}")
+    return limits
 
 
 def _table(value: object, where: str, expected: str) -> Mapping[str, Any]:

@@ -74,6 +74,10 @@ class MemoryLedger:
     async def close(self) -> None:
         self._books.clear()
 
+    def occupy(self, lease_id: str, account: str, layers: Collection[Layer]) -> None:
+        """Count the concurrency of a lease that another ledger admitted, whether it fits or not."""
+        self._kept_book(account).occupy(lease_id, layers, self._clock())
+
     def fill(self) -> None:
         """Make every bucket a full one, those of accounts still to come included."""
         self._full_ms = self._clock()

@@ -5,6 +5,7 @@ Redis must not evict keys (`maxmemory-policy noeviction`): it would forget what 
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,14 +16,17 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from quota.breaker import PROBE_EVERY, Breaker
-from quota.ledger import LEASE_MS, IntegrityError, LedgerUnavailable
+from quota.ledger import LEASE_MS, IntegrityError, LedgerUnavailable, NotAsked
+from quota.lua import Script
 from quota.patience import patience
-from quota.scripted import RECOVERY_MS, History, Script, ScriptedLedger
+from quota.scripted import RECOVERY_MS, History, ScriptedLedger
 
 TIMEOUT = 0.25  # seconds an operation may take, its one repetition included
 MAX_CONNECTIONS = 16
 _NO_ANSWER = (
     OSError,
+    ValueError,  # it is no Redis that answers
+    exceptions.InvalidResponse,
     exceptions.ConnectionError,
     exceptions.TimeoutError,
     exceptions.ReadOnlyError,
@@ -74,28 +78,39 @@ class Link:
             raise IntegrityError(f"the keys beside {arguments[0]!r} hold what is not the ledger's: {error}") from error
 
     async def ask(self, *command: str | bytes | int) -> Any:
-        """One command, asked once more on another connection if its own breaks before the answer."""
+        """One command, asked once more on another connection if its own breaks before the answer.
+
+        Raises `NotAsked` where it could not even be sent: the step was not taken.
+        """
+        asked_at: float | None = None
         must_wait = self._slots.locked()
-        async with self._slots:
-            if self._breaker.is_open or (must_wait and self._breaker.num_failures):  # nobody waits for two timeouts
-                raise LedgerUnavailable("Redis does not answer")
-            try:
-                async with patience(self._timeout):
-                    try:
-                        reply = await self._exchange(*command)
-                    except exceptions.ConnectionError:
-                        reply = await self._exchange(*command)
-            except _NO_ANSWER as error:
-                self._failed(error)
-                raise LedgerUnavailable(f"Redis gives no answer: {error or type(error).__name__}") from error
-            except exceptions.ResponseError as error:
-                if str(error).split(" ", 1)[0] in _NOT_NOW:
-                    self._failed(error)
-                    raise LedgerUnavailable(f"Redis takes no write: {error}") from error
-                self._breaker.succeeded()
-                raise
+        try:
+            async with patience(self._timeout), self._slots:
+                if self._breaker.is_open or (must_wait and self._breaker.num_failures):
+                    raise NotAsked("Redis does not answer")
+                asked_at = time.monotonic()
+                reply = await self._exchange_twice(*command)
+        except NotAsked:
+            raise
+        except _NO_ANSWER as error:
+            if asked_at is None:
+                raise NotAsked("too many questions wait for Redis") from None
+            self._failed(error, asked_at)
+            raise LedgerUnavailable(f"Redis gives no answer: {_reason(error)}") from error
+        except exceptions.ResponseError as error:
+            if str(error).split(" ", 1)[0] in _NOT_NOW:
+                self._failed(error, asked_at)
+                raise LedgerUnavailable(f"Redis takes no write: {error}") from error
             self._breaker.succeeded()
-            return reply
+            raise
+        self._breaker.succeeded()
+        return reply
+
+    async def _exchange_twice(self, *command: str | bytes | int) -> Any:
+        try:
+            return await self._exchange(*command)
+        except exceptions.ConnectionError:
+            return await self._exchange(*command)
 
     async def _exchange(self, *command: str | bytes | int) -> Any:
         async with self._connection() as connection:
@@ -115,9 +130,12 @@ class Link:
         finally:
             await self._pool.release(connection)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, asked_at: float | None) -> None:
+        """A question that waited for its turn, and had little time left for its answer, says nothing of Redis."""
+        if isinstance(error, TimeoutError) and asked_at and time.monotonic() - asked_at < self._timeout / 2:
+            return
         if self._breaker.failed():
-            log.warning("Redis does not answer, quotas go on without it: %s", error or type(error).__name__)
+            log.warning("Redis does not answer, quotas go on without it: %s", _reason(error))
             self._probing = asyncio.create_task(self._probe())
 
     async def _probe(self) -> None:
@@ -126,8 +144,8 @@ class Link:
             try:
                 async with patience(self._timeout):
                     await self._exchange("SET", self._probe_key, "1", "PX", 60_000)
-            except (*_NO_ANSWER, exceptions.RedisError) as error:
-                log.debug("Redis still does not answer: %s", error)
+            except Exception as error:  # whatever it is: nobody else would try again
+                log.debug("Redis still does not answer: %s", _reason(error))
             else:
                 self._breaker.succeeded()
                 log.warning("Redis answers again")
@@ -161,11 +179,13 @@ class RedisLedger(ScriptedLedger):
 
     async def check_server(self) -> None:
         """Raises ValueError, with what to change, if this Redis can't keep a ledger."""
-        info = dict(
-            line.split(":", 1)
-            for line in (await self._link.ask("INFO", "everything")).decode().split("\r\n")
-            if ":" in line
-        )
+        try:
+            text = await self._link.ask("INFO", "everything")
+        except exceptions.ResponseError as error:
+            raise ValueError(f"expected a user who may run INFO, EVAL and what its scripts call: {error}") from None
+        info = dict(line.split(":", 1) for line in text.decode().split("\r\n") if ":" in line)
+        if not {"redis_version", "maxmemory", "maxmemory_policy"} <= info.keys():
+            raise ValueError("expected Redis 7 or newer: its INFO tells neither its version nor its memory policy")
         if int(info["redis_version"].split(".")[0]) < 7:
             raise ValueError(f"Redis {info['redis_version']} is too old: the shared ledger needs 7 or newer")
         if int(info["maxmemory"]) and info["maxmemory_policy"] != "noeviction":
@@ -173,3 +193,7 @@ class RedisLedger(ScriptedLedger):
             raise ValueError(
                 f"Redis evicts keys ({policy}) and would forget quotas: set maxmemory-policy to noeviction"
             )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -8,23 +8,18 @@ them expire when they lie idle.
 """
 
 import asyncio
-import hashlib
 import itertools
-import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from datetime import date
-from importlib import resources
-from typing import Any, Protocol
+from datetime import UTC, date, datetime
+from typing import Any, Protocol, TypeVar
 
-from quota.encoding import CODES, audit_record, decision, encode, layer_code, remaining, usage
-from quota.held import HeldLease, HeldLeases
+from quota.encoding import audit_record, decision, encode, remaining, usage
+from quota.epochs import Epochs
+from quota.held import ALONE, HeldLease, HeldLeases
 from quota.ledger import (
-    BUDGET_GRACE_MS,
-    EXPIRED_LEASE_PERIODS,
-    REAP_PER_CALL,
+    MAX_COUNT,
     AccountUsage,
     AuditRecord,
     IntegrityError,
@@ -34,36 +29,22 @@ from quota.ledger import (
     Remaining,
     require_count,
 )
-from quota.levels import Dimension, Kind, Layer, Level
+from quota.levels import Layer, Level
+from quota.lua import Script, load_scripts
+from quota.past import by_layer, rows
 
 RENEWALS_PER_CALL = 1000
+ROWS_PER_CALL = 500
+TOLD_PER_CALL = 200
 RECOVERY_MS = 2500
 """Once Redis has lost its memory: the time in which gateways tell it what they run, before anything new is admitted."""
-WATCH_EVERY = 0.5  # seconds
-_LIBRARY = ("store", "counters", "commit", "leases")
-_SCRIPTS = ("reserve", "finish", "renew", "peek", "restore", "usage", "integrity", "adopt", "known")
+OPEN_TIMEOUT = 2.0  # seconds for an account's durable usage
 
 History = Callable[[str, Collection[str]], Awaitable[Iterable[PastUsage]]]
 """An account's durable usage of this month, by layer and day, without that of the requests with these lease ids."""
 
+_T = TypeVar("_T")
 log = logging.getLogger("penstock.quota")
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """A memory of Redis: its name, when the one before was lost (0: there was none), and the time now, in ms."""
-
-    name: str
-    lost_ms: int
-    now_ms: int
-
-
-class Script:
-    """Lua text and its digest, which is how Redis knows it."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 class Server(Protocol):
@@ -92,8 +73,9 @@ class ScriptedLedger:
     `remember` is given each new epoch before anything is admitted in it, to be kept in durable storage.
 
     What ran when the memory was lost is told again by the gateways that run it: each keeps what it has admitted,
-    `watch` notices the loss, and for `recovery_ms` after it nothing else is admitted (`LedgerUnavailable`). So budgets
-    and concurrency are exact again; a gateway that could not tell in time has its leases expired.
+    `recover` (to be called often) notices the loss, and for `recovery_ms` after it nothing else is admitted
+    (`LedgerUnavailable`). So budgets and concurrency are exact again; a gateway that could not tell in time has its
+    leases expired. What a gateway admitted by itself (`hold_alone`) is told in the same way.
 
     `clock` (ms) is for tests: without it the time is Redis's own. `audit` keeps a log of every step (`audit_log`).
     """
@@ -114,15 +96,12 @@ class ScriptedLedger:
         self._prefix = prefix
         self._clock = clock
         self._history = history
-        self._epoch = epoch
-        self._remember = remember
         self._scripts = load_scripts(lease_ms, audit)
-        self._epoch_script = Script(_read("epoch"))
+        self._epochs = Epochs(self._ask_epoch, epoch, remember)
         self._nonces = map(f"{secrets.token_hex(8)}-{{}}".format, itertools.count())
         self._opening: dict[str, asyncio.Task[None]] = {}
-        self._lease_ms = lease_ms
         self._recovery_ms = recovery_ms
-        self._held = HeldLeases()
+        self._held = HeldLeases(lease_ms / 1000)
         self._unopened: set[str] = set()  # accounts that leases were told again of
 
     @property
@@ -141,19 +120,19 @@ class ScriptedLedger:
         if reply[0] == b"impossible":
             assert fault is not None
             raise fault
-        if reply[0] != b"refused":
-            admitted_ms = int(reply[2]) - self._lease_ms
-            self._held.add(account, lease_id, HeldLease(encoded.text, tokens, admitted_ms, reply[6].decode()))
+        if reply[0] != b"refused" and reply[8] == b"o":
+            self._held.add(account, lease_id, reply[5], int(reply[4]), int(reply[7]), reply[6].decode())
         return decision(lease_id, account, layers, encoded, reply)
 
     async def settle(self, lease_id: str, account: str, tokens: int) -> bool:
         require_count(tokens)
+        self._held.end(account, lease_id, tokens)
         reply = await self._run("finish", account, lease_id, tokens, "settled")
         is_ended = bool(reply == 1)
         if isinstance(reply, bytes):  # no lease that this memory knows: it was admitted in another one, or nowhere
             lost = self._held.forgotten(account, [lease_id], reply.decode())
             if lost:
-                await self._adopt(account, {lease_id: replace(lost[lease_id], tokens=tokens)}, "settled")
+                await self._adopt(account, lost, "settled")
                 await self._run("finish", account, lease_id, tokens, "settled")  # `recover` may have been first
             is_ended = bool(lost)
         self._held.drop(account, lease_id)
@@ -165,16 +144,16 @@ class ScriptedLedger:
         return bool(reply == 1)
 
     async def renew(self, account: str, used_by_lease: Mapping[str, int]) -> frozenset[str]:
+        for used in used_by_lease.values():
+            require_count(used)
+        self._held.touch(account, used_by_lease)
         gone: set[str] = set()
-        reports = list(used_by_lease.items())
-        for start in range(0, max(1, len(reports)), RENEWALS_PER_CALL):
-            chunk = reports[start : start + RENEWALS_PER_CALL]
-            for _, used in chunk:
-                require_count(used)
+        for chunk in _chunks(list(used_by_lease.items()), RENEWALS_PER_CALL) or [[]]:
             epoch, *ids = await self._run("renew", account, *(part for report in chunk for part in report))
-            gone.update(lease_id.decode() for lease_id in ids)
-            if lost := self._held.forgotten(account, gone, epoch.decode()):
-                gone -= lost.keys() - await self._adopt(account, lost, "open")
+            missing = {lease_id.decode() for lease_id in ids}
+            lost = self._held.forgotten(account, missing, epoch.decode())
+            gone |= missing - lost.keys()
+            gone |= await self._adopt(account, lost, "open")
         return frozenset(gone)
 
     async def peek(self, account: str, layers: Collection[Layer]) -> Remaining:
@@ -183,8 +162,8 @@ class ScriptedLedger:
         return remaining(encoded, used, int(now))
 
     async def restore(self, account: str, level: Level, name: str, day: date, requests: int, tokens: int) -> bool:
-        rows = _rows([PastUsage(level, name, day, requests, tokens)])
-        return bool(await self._open_and_run("restore", account, rows))
+        one = rows([PastUsage(level, name, day, requests, tokens)])
+        return bool(await self._open_and_run("restore", account, one))
 
     async def usage(self, account: str) -> AccountUsage:
         return usage(account, await self._open_and_run("usage", account))
@@ -203,7 +182,33 @@ class ScriptedLedger:
     async def close(self) -> None:
         await self._link.close()
 
-    # -- epochs ------------------------------------------------------------------------------------------
+    # -- what this gateway holds ---------------------------------------------------------------------------
+
+    def holding(self, account: str, lease_id: str) -> HeldLease | None:
+        """A lease that was admitted here, by Redis or alone, and whose end Redis does not know yet."""
+        return self._held.get(account, lease_id)
+
+    def running(self) -> Iterable[tuple[str, str, HeldLease]]:
+        """Account, lease id and lease of what was admitted here and runs."""
+        return self._held.running()
+
+    def touch(self, account: str, lease_ids: Iterable[str]) -> None:
+        """This gateway runs them still."""
+        self._held.touch(account, lease_ids)
+
+    def hold_alone(self, account: str, lease_id: str, layers: Collection[Layer], tokens: int) -> None:
+        """This gateway admitted it by itself: Redis is told of it when it answers, and of its end."""
+        now_ms = round(1000 * datetime.now(UTC).timestamp())
+        self._held.add(account, lease_id, encode(tuple(layers)).text, tokens, now_ms, ALONE)
+
+    def end_alone(self, account: str, lease_id: str, tokens: int | None) -> None:
+        """It has ended, before Redis was told; None: it is as if it had never been."""
+        if tokens is None:
+            self._held.drop(account, lease_id)
+        else:
+            self._held.end(account, lease_id, tokens)
+
+    # -- memories ----------------------------------------------------------------------------------------
 
     async def epoch(self) -> str | None:
         """The one kept in Redis. None: Redis is new, or has lost its memory."""
@@ -214,49 +219,57 @@ class ScriptedLedger:
     def _epoch_key(self) -> str:
         return f"{self._prefix}:epoch"
 
-    async def _learn_epoch(self) -> Epoch:
-        """The one of Redis's memory, a new one if it has none: remembered before anything is admitted in it."""
-        fresh, knows = secrets.token_hex(8), "0" if self._epoch is None else "1"
-        value = await self._link.run(self._epoch_script, self._epoch_key, self._now(), fresh, knows)
-        name, lost_ms, now_ms = value.decode().split()
-        if name != self._epoch:
-            if self._remember is not None:
-                await self._remember(name)
-            self._epoch = name
-        return Epoch(name, int(lost_ms), int(now_ms))
-
-    async def watch(self) -> None:
-        """Look twice a second whether Redis has lost its memory, and tell it what runs here. Never returns."""
-        while True:
-            await asyncio.sleep(WATCH_EVERY)
-            try:
-                await self.recover()
-            except LedgerUnavailable as error:
-                log.debug("Redis could not be told what runs: %s", error)
-            except Exception:  # whatever it is: nobody else would try again
-                log.exception("Redis could not be told what runs")
+    async def _ask_epoch(self, fresh: str, is_remembered: str) -> bytes:
+        value = await self._link.run(self._scripts["epoch"], self._epoch_key, self._now(), fresh, is_remembered)
+        return bytes(value)
 
     async def recover(self) -> None:
-        """Tell Redis of the leases that it has forgotten; open their accounts once every gateway has had time to."""
-        epoch = await self.epoch()
-        if epoch != self._epoch:
-            epoch = (await self._learn_epoch()).name
-        if epoch is not None:
-            for account, leases in self._held.forgotten_by_account(epoch).items():
-                late = await self._adopt(account, leases, "open")
-                self._held.belong(account, leases.keys() - late, epoch)
-                for lease_id in self._held.gone(account, leases):  # released meanwhile, when nothing was known of it
-                    await self._run("finish", account, lease_id, 0, "released")
+        """Tell Redis of the leases that it does not know; open their accounts once every gateway has had time to.
+
+        Raises LedgerUnavailable while Redis gives no answer, or is still being told.
+        """
+        epoch = await self._epochs.learn()
+        for account, leases in self._held.forgotten_by_account(epoch.name).items():
+            await self._apart(account, self._tell(account, leases, epoch.name))
+        if epoch.is_young(self._recovery_ms):
+            raise LedgerUnavailable("Redis has lost its memory and is being told what runs")
         for account in sorted(self._unopened):
-            await self._open_and_run("peek", account, b"[]")
-            self._unopened.discard(account)
+            await self._apart(account, self._open_told(account))
+
+    async def _apart(self, account: str, work: Awaitable[None]) -> None:
+        """What is wrong with one account is not the others' affair."""
+        try:
+            await work
+        except LedgerUnavailable as error:
+            if not self.is_up:
+                raise
+            log.debug("account %s waits to be recovered: %s", account, error)
+        except Exception:
+            log.exception("account %s can't be recovered", account)
+
+    async def _tell(self, account: str, leases: Mapping[str, HeldLease], epoch: str) -> None:
+        late = await self._adopt(account, leases, "open")
+        self._held.belong(account, leases.keys() - late, epoch)
+
+    async def _open_told(self, account: str) -> None:
+        await self._open_and_run("peek", account, b"[]")
+        self._unopened.discard(account)
 
     async def _adopt(self, account: str, leases: Mapping[str, HeldLease], state: str) -> frozenset[str]:
-        """Answers those that come too late."""
-        self._unopened.add(account)
-        told = [part for lease_id, held in leases.items() for part in (lease_id, *held.told())]
-        late = await self._run("adopt", account, self._recovery_ms, state, *told)
-        return frozenset(lease_id.decode() for lease_id in late)
+        """Answers those that come too late. What was admitted alone never does: it is new to every memory."""
+        late: set[str] = set()
+        for is_alone in (False, True):
+            ids = [lease_id for lease_id, held in leases.items() if (held.epoch == ALONE) is is_alone]
+            for chunk in _chunks(ids, TOLD_PER_CALL):
+                self._unopened.add(account)
+                told = [part for lease_id in chunk for part in (lease_id, *leases[lease_id].told())]
+                patience = MAX_COUNT if is_alone else self._recovery_ms
+                reply = await self._run("adopt", account, patience, state, *told)
+                late.update(lease_id.decode() for lease_id in reply)
+        for lease_id in leases:  # released meanwhile, when nothing was known of it
+            if self._held.get(account, lease_id) is None:
+                await self._run("finish", account, lease_id, 0, "released")
+        return frozenset(late)
 
     async def _open_and_run(self, script: str, account: str, *arguments: str | bytes | int) -> Any:
         for _ in range(3):
@@ -280,20 +293,25 @@ class ScriptedLedger:
         that, and the account is opened only while `nonce` still stands there: so the memory that it is opened
         in is the one whose epoch was seen, or no memory was lost in between.
         """
-        epoch = await self._learn_epoch()
-        if epoch.lost_ms and epoch.now_ms < epoch.lost_ms + self._recovery_ms:
+        epoch = await self._epochs.learn()
+        if epoch.is_young(self._recovery_ms):
             raise LedgerUnavailable("Redis has lost its memory and is being told what runs")
         known = [lease_id.decode() for lease_id in await self._run("known", account)]
-        rows = _rows(await self._past(account, known))
-        await self._run("restore", account, rows, epoch.lost_ms, epoch.name, nonce=nonce)
+        past = by_layer(await self._past(account, known), datetime.fromtimestamp(epoch.now_ms / 1000, UTC).date())
+        *first, last = _chunks(past, ROWS_PER_CALL) or [[]]
+        for chunk in first:
+            await self._run("restore", account, rows(chunk), "more", nonce=nonce)
+        await self._run("restore", account, rows(last), "open", epoch.lost_ms, epoch.name, nonce=nonce)
 
     async def _past(self, account: str, known: Collection[str]) -> Iterable[PastUsage]:
         if self._history is None:
             return ()
         try:
-            return await self._history(account, known)
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                return await self._history(account, known)
         except Exception as error:  # whatever it is: nobody knows what the account has spent
-            raise LedgerUnavailable(f"the durable usage of account {account!r} can't be read: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise LedgerUnavailable(f"the durable usage of account {account!r} can't be read: {reason}") from error
 
     # -- scripts -----------------------------------------------------------------------------------------
 
@@ -320,29 +338,8 @@ class ScriptedLedger:
                 await self._link.ask("XDEL", key, *(entry_id for entry_id, _ in entries))
 
 
-def load_scripts(lease_ms: int, audit: bool) -> dict[str, Script]:
-    """Each script behind the shared helpers, behind the constants of the contract."""
-    budgets = ", ".join(f"'{CODES[d]}'" for d in Dimension if d.kind is Kind.BUDGET)
-    constants = (
-        f"local LEASE, PERIODS, REAP, GRACE = {lease_ms}, {EXPIRED_LEASE_PERIODS}, {REAP_PER_CALL}, {BUDGET_GRACE_MS}\n"
-        f"local AUDIT, BUDGETS = {str(audit).lower()}, {{ {budgets} }}\n"
-    )
-    library = constants + "".join(map(_read, _LIBRARY))
-    return {name: Script(library + _read(name)) for name in _SCRIPTS}
-
-
-def _read(script: str) -> str:
-    return (resources.files("quota") / "scripts" / f"{script}.lua").read_text()
-
-
-def _rows(past: Iterable[PastUsage]) -> str:
-    rows = []
-    for row in past:
-        require_count(row.requests)
-        require_count(row.tokens)
-        day = (row.day - date(1970, 1, 1)).days
-        rows.append([layer_code(row.level, row.name), day, row.requests, row.tokens])
-    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False)
+def _chunks(items: list[_T], size: int) -> list[list[_T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _tag(account: str) -> str:

@@ -34,12 +34,13 @@ class Standing:
         return 100 * self.used >= NEAR_PERCENT * self.limit
 
 
-def standings(plan: Plan, keys: Mapping[str, Limits], usage: AccountUsage, now: int) -> list[Standing]:
-    """Every limit of the plan as it stands at `now` (ms since the epoch, UTC): the account's, each key's, then models
-    and features by name.
+def standings(plan: Plan, keys: Mapping[str, Limits], usage: AccountUsage) -> list[Standing]:
+    """Every limit of the plan as it stood when the ledger was asked: the account's, each key's, then models and
+    features by name.
 
     `keys` are the keys to tell of, by id, with the limits of their own: each one set stands in place of the plan's.
     """
+    now = usage.now_ms
     used = {CounterKey(c.level, c.name, c.dimension, c.period): c.used for c in usage.counters}
     return [
         _standing(layer, dimension, limit, used.get(CounterKey.of(layer, dimension, now), 0), now)

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from loadtest.cli import bench
 from server.cli_common import read_settings
+from server.cli_export import export_onnx
 from server.cli_keys import keys
 from server.cli_quota import quota
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks show local variables, keys among them
 )
 app.command()(bench)
+app.command()(export_onnx)
 app.add_typer(keys, name="keys")
 app.add_typer(quota, name="quota")
 

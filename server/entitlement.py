@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from quota.ledger import CostAboveLimit, Ledger, QuotaDecision, QuotaUnavailable, Refusal, Remaining
 from quota.levels import Kind, Layer, Unit
-from quota.memory import wall_clock_ms
 from quota.standing import Standing, standings
 from server.auth import Principal
 from server.errors import InvalidRequest, Overloaded, PermissionDenied, RateLimited
@@ -76,7 +75,7 @@ class Entitlement:
         """How every limit of the account and of this key stands. Raises LedgerUnavailable."""
         plan = self._plans.effective(principal.plan, principal.overrides)
         usage = await self._ledger.usage(principal.account_id)
-        return standings(plan, {principal.key_id: key_limits(principal.limits)}, usage, wall_clock_ms())
+        return standings(plan, {principal.key_id: key_limits(principal.limits)}, usage)
 
 
 def refused(refusal: Refusal, headers: Mapping[str, str]) -> RateLimited:

@@ -14,11 +14,9 @@ from batching.child import Supervisor, start_all
 from engines.types import EngineInfo
 from server import settings_json
 from server.gateway import stop_signals
-from server.ledgers import open_shared
 from server.registry import Registry
 from server.services import LAST_WORDS
 from server.settings import Settings
-from server.store import Store
 
 CLEAN_UP = 20.0  # seconds after the drain for connections, usage and the store
 
@@ -80,16 +78,14 @@ class GatewaySupervisor(Supervisor):
 async def serve(
     settings: Settings,
     listener: socket.socket,
-    store: Store,
     registry: Registry,
     folder: Path,
     on_ready: Callable[[], None],
 ) -> None:
     """Workers here, gateways around them, until a signal ends them.
 
-    Raises GatewayError, SettingsError, EngineError, ModelFilesError or TokenizerError: one line for the operator.
+    Raises GatewayError, EngineError, ModelFilesError or TokenizerError: one line for the operator.
     """
-    await _check_ledger(settings, store)
     await registry.start()
     try:
         gateways = [
@@ -100,12 +96,6 @@ async def serve(
         await _until_stopped(gateways, listener, on_ready)
     finally:
         await registry.stop()
-
-
-async def _check_ledger(settings: Settings, store: Store) -> None:
-    """Each gateway does it too, but only once the models are loaded."""
-    ledger = await open_shared(settings, store, flush=lambda: asyncio.sleep(0))
-    await ledger.close()
 
 
 async def _until_stopped(

@@ -10,6 +10,7 @@ from batching.supervisor import WorkerSupervisor
 from engines.base import EngineError
 from server import gateways
 from server.gateway import AddressError, answer, base_url, bind, check_certificate, signals_give_up_the_start
+from server.ledgers import check_shared
 from server.metrics import Metrics
 from server.model_files import ModelFilesError
 from server.registry import Registry
@@ -43,8 +44,10 @@ async def serve(settings: Settings, on_ready: OnReady) -> None:
         registry = Registry(settings, Path(folder), WorkerSupervisor)
         async with opened_store(settings) as store:
             keys = await first_keys(store, settings)
+            if settings.server.redis_url:
+                await check_shared(settings, store)
             if settings.server.gateways > 1:
-                await gateways.serve(settings, listener, store, registry, Path(folder), lambda: on_ready(keys, url))
+                await gateways.serve(settings, listener, registry, Path(folder), lambda: on_ready(keys, url))
             else:
                 async with running(settings, store, registry, Metrics()) as services:
                     await answer(services, listener, lambda: on_ready(keys, url))

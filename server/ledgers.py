@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -21,6 +23,8 @@ Flush = Callable[[], Awaitable[object]]
 
 _EPOCH = "quota_epoch"
 
+log = logging.getLogger("penstock.quota")
+
 
 async def open_embedded(store: Store, account_id: str | None = None) -> MemoryLedger:
     """A restart forgets no budget: this month's durable usage (of one account, or all) is where the counters begin."""
@@ -30,8 +34,17 @@ async def open_embedded(store: Store, account_id: str | None = None) -> MemoryLe
     return ledger
 
 
-async def open_shared(settings: Settings, store: Store, flush: Flush) -> RedisLedger:
-    """Raises SettingsError, with one line for the operator, if this Redis can't be used."""
+async def check_shared(settings: Settings, store: Store) -> None:
+    """Once for a server, before its models are loaded. Raises SettingsError."""
+    ledger = await open_shared(settings, store, flush=lambda: asyncio.sleep(0))
+    await ledger.close()
+
+
+async def open_shared(settings: Settings, store: Store, flush: Flush, *, must_answer: bool = True) -> RedisLedger:
+    """Raises SettingsError, with one line for the operator, if this Redis can't be used.
+
+    One that gives no answer can be, unless it `must_answer`: a gateway that starts again need not wait for it.
+    """
     try:
         from quota.redis import RedisLedger  # an optional dependency
     except ModuleNotFoundError:
@@ -54,19 +67,25 @@ async def open_shared(settings: Settings, store: Store, flush: Flush) -> RedisLe
             remember=remember,
             audit=settings.quota.audit,
         )
-    except ValueError as error:
-        raise SettingsError(f"server.redis_url: {error}") from None
+    except ValueError:  # its text may show a part of a password
+        expected = "redis://USER:PASSWORD@HOST:PORT/NUMBER, with / @ : and % in a password written as %2F %40 %3A %25"
+        raise SettingsError(f"server.redis_url: expected {expected}") from None
     try:
         await ledger.check_server()
     except (LedgerUnavailable, ValueError) as error:
-        await ledger.close()
-        raise SettingsError(f"server.redis_url: {error}") from None
+        if must_answer or not isinstance(error, LedgerUnavailable):
+            await ledger.close()
+            raise SettingsError(f"server.redis_url: {error}") from None
+        log.warning("started without the shared ledger: %s", error)
     return ledger
 
 
-def able_to_go_on(shared: RedisLedger, settings: Settings) -> DegradedLedger:
-    """The shared ledger, with what this gateway does while it is away."""
-    return DegradedLedger(shared, WhenAway(settings.quota.when_redis_is_away), settings.quota.max_gateways)
+def able_to_go_on(
+    shared: RedisLedger, settings: Settings, on_change: Callable[[bool], None] = lambda is_away: None
+) -> DegradedLedger:
+    """The shared ledger, with what this gateway does while it is away. `on_change` hears whether it is."""
+    mode = WhenAway(settings.quota.when_redis_is_away)
+    return DegradedLedger(shared, mode, settings.quota.max_gateways, on_change=on_change)
 
 
 def _first_of_month() -> date:

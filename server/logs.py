@@ -13,7 +13,8 @@ requests = logging.getLogger("penstock.request")
 def configure(level: str, **fields: object) -> None:
     """`fields` are added to every line."""
     logs.configure(level, **fields)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("httpx", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its line of a WebSocket shows the query string
 
 

@@ -76,6 +76,12 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="sum",
         )
+        self.ledger_up = Gauge(
+            "penstock_quota_ledger_up",
+            "Whether the ledger of quotas answers every gateway: 1 or 0",
+            registry=self.registry,
+            multiprocess_mode="min",
+        )
         self.queue_time = self._histogram("penstock_queue_seconds", "Arrival to first step", LATENCY_BUCKETS)
         self.first_token = self._histogram(
             "penstock_time_to_first_token_seconds", "Arrival to first token", LATENCY_BUCKETS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -15,23 +16,27 @@ from huggingface_hub.errors import (
 
 from server.settings_models import HUB_ID
 
-# Weights as safetensors only, and the small files around them; no code and no pickles.
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+# No code and no pickles: the small files, and of the weights safetensors only, or of a repository's many graphs those
+# that the engine looks for.
+_SMALL = ["*.json", "*.jinja", "*.txt", "*.model"]
+WEIGHTS = [*_SMALL, "*.safetensors"]
+_GRAPH_NAMES = ("model", "model_quantized", "decoder_model_merged")
+GRAPHS = [*_SMALL, *(f"{place}{name}.onnx*" for place in ("", "onnx/") for name in _GRAPH_NAMES)]
 
 
 class ModelFilesError(Exception):
     """The files can't be had. The message is one line."""
 
 
-def find(path_or_id: str) -> Path:
-    """The local folder of a model; blocks while it is fetched. Raises ModelFilesError."""
+def find(path_or_id: str, wanted: Sequence[str] = WEIGHTS) -> Path:
+    """The local folder of a model; blocks while the `wanted` files are fetched. Raises ModelFilesError."""
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists() or not re.fullmatch(HUB_ID, path_or_id):
         raise ModelFilesError(f"{path_or_id}: expected a folder with a model, or a Hugging Face id such as org/name")
     try:
-        return Path(snapshot_download(path_or_id, allow_patterns=WANTED))
+        return Path(snapshot_download(path_or_id, allow_patterns=list(wanted)))
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelFilesError(f"{path_or_id}: no such folder here, and no such model on the Hugging Face hub") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -177,7 +177,10 @@ def _deployment(
 
 def _find_folder(model: ModelSettings) -> Path | None:
     """Where the files around the model are; None for the deterministic engine, which has none."""
-    return None if model.engine == "fake" else model_files.find(model.path or model.tokenizer)
+    if model.engine == "fake":
+        return None
+    wanted = model_files.GRAPHS if model.engine == "onnx" else model_files.WEIGHTS
+    return model_files.find(model.path or model.tokenizer, wanted)
 
 
 def _load_encoder(model: ModelSettings, folder: Path | None) -> ChatEncoder:

@@ -96,7 +96,7 @@ async def running(settings: Settings, store: Store, registry: Registry, metrics:
     """
     async with contextlib.AsyncExitStack() as stack:
         records = await _open_records(stack, settings, store, metrics)
-        ledger = await _open_ledger(stack, settings, records)
+        ledger = await _open_ledger(stack, settings, records, metrics)
         leases = LeaseKeeper(ledger)
         _background(stack, leases.run())
         await registry.start()
@@ -170,15 +170,18 @@ def _assemble(
     return services
 
 
-async def _open_ledger(stack: contextlib.AsyncExitStack, settings: Settings, records: _Records) -> Ledger:
-    ledger: Ledger
-    if settings.server.redis_url:
-        shared = await open_shared(settings, records.store, records.writer.flush)
-        _background(stack, shared.watch())
-        ledger = able_to_go_on(shared, settings)
-    else:
-        ledger = await open_embedded(records.store)
+async def _open_ledger(
+    stack: contextlib.AsyncExitStack, settings: Settings, records: _Records, metrics: Metrics
+) -> Ledger:
+    metrics.ledger_up.set(1)
+    if not settings.server.redis_url:
+        embedded = await open_embedded(records.store)
+        stack.push_async_callback(embedded.close)
+        return embedded
+    shared = await open_shared(settings, records.store, records.writer.flush, must_answer=False)
+    ledger = able_to_go_on(shared, settings, lambda is_away: metrics.ledger_up.set(not is_away))
     stack.push_async_callback(ledger.close)
+    _background(stack, ledger.watch())
     return ledger
 
 

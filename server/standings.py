@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from quota.ledger import Ledger
-from quota.memory import wall_clock_ms
 from quota.standing import Standing, standings
 from server.plans import PlanBook, key_limits
 from server.store import Store
@@ -14,4 +13,4 @@ async def account_standings(account: Account, plans: PlanBook, store: Store, led
     """Raises LedgerUnavailable, and what the database raises."""
     plan = plans.effective(account.plan, account.overrides)
     keys = {key.id: key_limits(key.limits) for key in await store.keys.valid(account.id)}
-    return standings(plan, keys, await ledger.usage(account.id), wall_clock_ms())
+    return standings(plan, keys, await ledger.usage(account.id))

@@ -7,17 +7,18 @@ import contextlib
 import json
 import secrets
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import httpx
 import websockets
 
 from engines.fake import fake_answer
-from tests.penstock_process import ADMIN_KEY, PenstockProcess
+from tests.penstock_process import ADMIN_KEY, Address
 
 Door = Literal["json", "sse", "ws"]
 DOORS: tuple[Door, ...] = ("json", "sse", "ws")
@@ -97,15 +98,15 @@ class Seen:
 
 @dataclass
 class Tenant:
-    """An account of its own on one server, and its key."""
+    """An account of its own, its key, and where it asks."""
 
-    server: PenstockProcess
+    server: Address
     name: str
     id: str
     key: str
 
     @classmethod
-    def create(cls, server: PenstockProcess, plan: str = "default") -> Tenant:
+    def create(cls, server: Address, plan: str = "default") -> Tenant:
         name = f"tenant-{secrets.token_hex(4)}"
         with server.http(ADMIN_KEY) as admin:
             account = admin.post("/admin/v1/accounts", json={"name": name, "plan": plan}).raise_for_status().json()
@@ -116,9 +117,18 @@ class Tenant:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
+    def at(self, server: Address) -> Tenant:
+        """The same account, asking elsewhere."""
+        return replace(self, server=server)
+
     def client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(base_url=self.server.root_url, headers=self.headers, timeout=60, limits=limits)
+        limits, url, trust = httpx.Limits(max_connections=None), self.server.root_url, self.server.trust
+        return httpx.AsyncClient(base_url=url, headers=self.headers, timeout=60, limits=limits, verify=trust)
+
+    def status(self, model: str = "echo") -> int:
+        """Of one short request, now."""
+        with self.server.http(self.key) as client:
+            return client.post("/v1/chat/completions", json=chat(model, "hello", 1)).status_code
 
     async def ask(self, door: Door, client: httpx.AsyncClient, seen: Seen) -> Seen:
         """One request to its end."""
@@ -146,14 +156,16 @@ class Tenant:
                     seen.take(json.loads(line[6:]))
 
     async def _ask_websocket(self, seen: Seen) -> None:
-        async with websockets.connect(self.server.websocket_url, additional_headers=self.headers) as connection:
+        url, trust = self.server.websocket_url, self.server.trust
+        context = trust if isinstance(trust, ssl.SSLContext) else None
+        async with websockets.connect(url, ssl=context, additional_headers=self.headers) as connection:
             await connection.send(json.dumps(seen.body))
             while seen.finish_reason is None and seen.error is None:
                 seen.take(json.loads(await connection.recv()))
 
     async def usage(self) -> dict[str, Any]:
         """What its rows add up to, by the admin API; zeros where there is none."""
-        async with httpx.AsyncClient(base_url=self.server.root_url) as client:
+        async with self.client() as client:
             answer = await client.get(
                 "/admin/v1/usage",
                 params={"account": self.name},
@@ -190,6 +202,8 @@ class RawClient:
     def __init__(self, tenant: Tenant, door: Door, body: dict[str, Any]) -> None:
         url = httpx.URL(tenant.server.root_url)
         self._socket = socket.create_connection((url.host, url.port or 80), timeout=PATIENCE)
+        if isinstance(tenant.server.trust, ssl.SSLContext):
+            self._socket = tenant.server.trust.wrap_socket(self._socket, server_hostname=url.host)
         request = _upgrade(tenant) if door == "ws" else _post(tenant, body | {"stream": door == "sse"})
         self._socket.sendall(request)
         if door == "ws":

@@ -1,15 +1,18 @@
-"""Settings of the whole suite, and the Redis and the Triton that its tests share."""
+"""Settings of the whole suite, and the servers that its tests share."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import postgres_server
+from tests.postgres_server import PostgresServer
 from tests.quota.redis_server import WHY_NOT, RedisServer, is_installed
 from tests.triton_server import MODELS, TritonServer, running_triton
 
@@ -52,6 +55,19 @@ _prefixes = map("test{}".format, itertools.count())
 def prefix() -> str:
     """Of keys that no other test uses."""
     return next(_prefixes)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    if (reason := postgres_server.why_not()) is not None:
+        pytest.skip(reason)
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        shutil.rmtree(server.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,25 +34,52 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-class PenstockProcess:
-    """`config` is a whole configuration file, but for the port, which is free, and the data folder."""
+class Address:
+    """Where clients reach Penstock: a server, or what stands before several. `trust`: who may vouch for it."""
+
+    base_url = ""
+    trust: ssl.SSLContext | bool = True
+
+    @property
+    def root_url(self) -> str:
+        return self.base_url.removesuffix("/v1")
+
+    @property
+    def websocket_url(self) -> str:
+        return self.base_url.replace("http", "ws", 1) + "/chat/completions"
+
+    def sdk(self, **options: object) -> openai.OpenAI:
+        return openai.OpenAI(**{"base_url": self.base_url, "api_key": API_KEY, "max_retries": 0, **options})  # type: ignore[arg-type]
+
+    def async_sdk(self, **options: object) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(**{"base_url": self.base_url, "api_key": API_KEY, "max_retries": 0, **options})  # type: ignore[arg-type]
+
+    def http(self, key: str | None = API_KEY) -> httpx.Client:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.root_url, headers=headers, verify=self.trust, timeout=60)
+
+
+class PenstockProcess(Address):
+    """`config` is a whole configuration file, but for the port, which is free, and the data folder.
+
+    One that is started again is at the same address.
+    """
 
     def __init__(self, folder: Path, config: str = FAKE_MODEL + UNLIMITED, *arguments: str) -> None:
         self.folder = folder
         self.log = folder / "server.log"
         path = folder / "penstock.toml"
         path.write_text(config, encoding="utf-8")
-        self._command = [sys.executable, "-m", "server.cli", "serve", "--config", str(path), "--port", "0"]
+        self._command = [sys.executable, "-m", "server.cli", "serve", "--config", str(path)]
         self._command += ["--data-dir", str(folder / "data"), *arguments]
         self._process: subprocess.Popen[str] | None = None
-        self.base_url = ""
 
     def start(self) -> Self:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
         environment |= {"PENSTOCK_API_KEY": API_KEY, "PENSTOCK_ADMIN_KEY": ADMIN_KEY}
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
-                self._command,
+                [*self._command, "--port", str(self.port)],
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -97,17 +128,14 @@ class PenstockProcess:
         self.stop()
 
     @property
+    def port(self) -> int:
+        """0 before the first start."""
+        return httpx.URL(self.base_url).port or 0
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
-
-    @property
-    def root_url(self) -> str:
-        return self.base_url.removesuffix("/v1")
-
-    @property
-    def websocket_url(self) -> str:
-        return self.base_url.replace("http", "ws", 1) + "/chat/completions"
 
     def worker_pids(self) -> list[int]:
         return self._children(b"batching.worker")
@@ -120,15 +148,25 @@ class PenstockProcess:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(pid) for pid in children if module in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
-    def sdk(self, **options: object) -> openai.OpenAI:
-        return openai.OpenAI(**{"base_url": self.base_url, "api_key": API_KEY, "max_retries": 0, **options})  # type: ignore[arg-type]
+    @contextlib.contextmanager
+    def alone(self, gateway: int) -> Iterator[None]:
+        """Whoever connects now meets this gateway: the others are held."""
+        others = [pid for pid in self.gateway_pids() if pid != gateway]
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in others:
+                os.kill(pid, signal.SIGCONT)
 
-    def async_sdk(self, **options: object) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(**{"base_url": self.base_url, "api_key": API_KEY, "max_retries": 0, **options})  # type: ignore[arg-type]
-
-    def http(self, key: str | None = API_KEY) -> httpx.Client:
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=self.root_url, headers=headers, timeout=60)
+    def on_each(self, ask: Callable[[], float]) -> list[float]:
+        """What each gateway answers."""
+        answers = []
+        for gateway in self.gateway_pids():
+            with self.alone(gateway):
+                answers.append(ask())
+        return answers
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry these labels."""
@@ -144,3 +182,16 @@ class PenstockProcess:
         while (seen := self.metric(name)) != value:
             assert time.monotonic() < deadline, f"{name} is {seen}, expected {value}"
             time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started_together(*servers: PenstockProcess) -> Iterator[None]:
+    """At the same moment."""
+    with contextlib.ExitStack() as stack:
+        with ThreadPoolExecutor() as threads:
+            starts = [threads.submit(server.start) for server in servers]
+        for server in servers:
+            stack.callback(server.stop)
+        for start in starts:
+            start.result()
+        yield

@@ -38,3 +38,22 @@ def test_a_development_key_is_made_whole_or_not_at_all(folder: Path) -> None:
     assert make_key(folder, "echo sk-pen-whole") == 0
     assert key.read_text() == "sk-pen-whole\n"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
+
+
+def test_servers_that_are_missing_are_named(folder: Path) -> None:
+    """Who is not root is told what to install; nothing is installed, and nothing fails."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name, script in {"id": "echo 1000", "nginx": "", "apt-get": "touch installed"}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o700)
+    make, shell = shutil.which("make"), shutil.which("sh")
+    if make is None or shell is None:
+        pytest.skip("no make is installed")
+    (programs / "sh").symlink_to(shell)
+    command = [make, f"SHELL={shell}", "test-servers", "SBIN="]
+    done = subprocess.run(command, cwd=folder, env={"PATH": str(programs)}, capture_output=True, text=True, check=True)
+    assert "apt-get install" in done.stdout
+    assert "redis-server" in done.stdout
+    assert "nginx" not in done.stdout
+    assert not (folder / "installed").exists()

@@ -45,7 +45,7 @@ local function lifetime(suffix, is_busy)
   local kind = sub(suffix, 1, 1)
   if kind == 'b' then return KEEP + 2 * MINUTE end
   if kind == 'd' then return KEEP + DAY + 2 * GRACE end
-  return (is_busy or kind == 'm' or kind == 'r' or kind == 'a') and IDLE or (PERIODS + 1) * LEASE
+  return (is_busy or epoch == '' or kind == 'm' or kind == 'r' or kind == 'a') and IDLE or (PERIODS + 1) * LEASE
 end
 
 -- Tables are told to live on now and then, and when they may just have been made; those of leases all at once, when
@@ -60,7 +60,7 @@ local function keep_alive(was_busy, is_busy)
   if is_due then
     local homes = homes_at(now)
     for _, suffix in ipairs({ 'b', homes.d, homes.m, 'r' .. text(homes.month) }) do told[suffix] = true end
-    local value = new_mark or epoch ~= '' and 'open ' .. text(lost_ms) .. ' ' .. epoch
+    local value = new_mark or epoch ~= '' and 'open ' .. text(lost_ms) .. ' ' .. epoch .. ' ' .. opened_ms
     if value then call('SET', BASE .. 'e', value .. ' ' .. text(max(0, now)), 'PX', format('%d', IDLE + DAY)) end
   end
   for suffix in pairs(told) do call('PEXPIRE', BASE .. suffix, format('%d', lifetime(suffix, is_busy))) end

@@ -14,28 +14,13 @@ end
 -- The hashes in which the counters of a request admitted then live, by the first letter of their fields.
 local function homes_at(ms)
   local day = floor(ms / DAY)
-  local month = month_of(day)
-  return { b = 'b', g = 'g', d = 'd' .. text(day), m = 'm' .. text(month), day = day, month = month }
+  local month, last = month_of(day), floor((now - GRACE) / DAY)
+  local over = { d = day < last, m = day < last and month < month_of(last) } -- ended so long ago: nothing corrects them
+  return { b = 'b', g = 'g', d = 'd' .. text(day), m = 'm' .. text(month), day = day, month = month, over = over }
 end
 
-local function kept(compute) -- what is asked for several times
-  return setmetatable({}, {
-    __index = function(known, field)
-      local value = compute(field)
-      known[field] = value
-      return value
-    end,
-  })
-end
-
-local kind_of = kept(function(field) return sub(field, 1, 1) end)
-local is_tokens = kept(function(field) return sub(field, 2, 2) == 't' end)
-
--- Whether its period ended so long ago that nothing corrects it any more.
-local function is_over(field, homes)
-  local kind, last = kind_of[field], floor((now - GRACE) / DAY)
-  return (kind == 'd' and homes.day < last) or (kind == 'm' and homes.month < month_of(last))
-end
+local function kind_of(field) return sub(field, 1, 1) end
+local function is_tokens(field) return sub(field, 2, 2) == 't' end
 
 local function level(b, limit)
   return min(max(0, b[1] - max(0, now - b[2]) * max(limit, b[3])), limit * MINUTE)
@@ -49,7 +34,7 @@ end
 
 -- In requests or tokens, a bucket in sixty-thousandths. After Redis lost its memory buckets begin full.
 local function used_of(field, limit, homes)
-  local kind = kind_of[field]
+  local kind = kind_of(field)
   local value = tables[homes[kind]][field] -- prefetch() read it
   if kind ~= 'b' then return value or 0 end
   if value then return level(value, limit) end
@@ -57,7 +42,7 @@ local function used_of(field, limit, homes)
 end
 
 local function add(field, amount, homes)
-  local home = homes[kind_of[field]]
+  local home = homes[kind_of(field)]
   local count = min(max(0, (get(home, field) or 0) + amount), EXACT)
   put(home, field, count > 0 and count)
 end
@@ -66,9 +51,10 @@ end
 local function prefetch(list, stride, homes)
   local fields = {}
   for i = 1, #list, stride do
-    local home = homes[kind_of[list[i]]] or error('unknown counter: ' .. list[i])
-    local known = fields[home]
-    if known then known[#known + 1] = list[i] else fields[home] = { list[i] } end
+    local field = list[i]
+    local home = homes[sub(field, 1, 1)] or error('unknown counter: ' .. field)
+    local names = fields[home]
+    if names then names[#names + 1] = field else fields[home] = { field } end
   end
   for home, names in pairs(fields) do fetch(home, names) end
 end

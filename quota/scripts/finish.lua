@@ -10,9 +10,9 @@ if lease[STATE] == 'f' then return commit(0) end
 local charges, homes = lease[CHARGES], homes_at(lease[ADMITTED])
 prefetch(charges, WIDTH, homes)
 for i = 1, #charges, WIDTH do
-  if kind_of[charges[i]] == 'g' or event == 'released' then
+  if kind_of(charges[i]) == 'g' or event == 'released' then
     correct(charges, i, 0, homes)
-  elseif is_tokens[charges[i]] then
+  elseif is_tokens(charges[i]) then
     correct(charges, i, tokens, homes)
   end
 end

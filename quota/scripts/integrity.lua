@@ -17,7 +17,7 @@ for id, packed in pairs(all('l')) do
   if not score(queue, id) then complain(id .. ' is in state ' .. lease[STATE] .. ' but not in its queue') end
   if lease[STATE] ~= 'f' then
     for i = 1, #charges, WIDTH do
-      local home = homes[kind_of[charges[i]]]
+      local home = homes[kind_of(charges[i])]
       held[home] = held[home] or {}
       held[home][charges[i]] = (held[home][charges[i]] or 0) + charges[i + 1]
     end

@@ -43,9 +43,9 @@ local function correct(charges, i, amount, homes)
   local change = amount - charges[i + 1]
   charges[i + 1] = amount
   if change == 0 then return end
-  if kind_of[charges[i]] == 'b' then
+  if kind_of(charges[i]) == 'b' then
     correct_bucket(charges, i, change)
-  elseif not is_over(charges[i], homes) then
+  elseif not homes.over[kind_of(charges[i])] then
     add(charges[i], change, homes)
   end
 end
@@ -56,7 +56,7 @@ local function audit(event, id, tokens, list, stride, limit_at, homes)
   local entry = { '.event', event, '.now', text(now), '.lease', id, '.tokens', text(tokens) }
   for i = 1, #list, stride do
     local field, limit = list[i], limit_at and list[i + limit_at] or -1
-    local period = homes[({ d = 'day', m = 'month' })[kind_of[field]]] or 0
+    local period = homes[({ d = 'day', m = 'month' })[kind_of(field)]] or 0
     local used = used_of(field, max(0, limit), homes)
     if stride == 2 and shadow[field] then limit = -1 end -- of a request, whose limits these are
     entry[#entry + 1] = field
@@ -71,9 +71,9 @@ local function overdue(id, expires)
   local homes, used, charges = homes_at(lease[ADMITTED]), get('u', id) or 0, lease[CHARGES]
   prefetch(charges, WIDTH, homes)
   for i = 1, #charges, WIDTH do
-    if kind_of[charges[i]] == 'g' then
+    if kind_of(charges[i]) == 'g' then
       correct(charges, i, 0, homes)
-    elseif kind_of[charges[i]] ~= 'b' and is_tokens[charges[i]] then
+    elseif kind_of(charges[i]) ~= 'b' and is_tokens(charges[i]) then
       correct(charges, i, used, homes)
     end
   end
@@ -89,7 +89,8 @@ local function due(queue)
 end
 
 local function reap()
-  local open, ended = due('o'), due('f')
+  -- An account that is not open yet must know what has ended: its usage is not to be restored.
+  local open, ended = due('o'), epoch ~= '' and due('f') or {}
   for i = 1, #open, 2 do overdue(open[i], int(open[i + 1])) end
   for i = 1, #ended, 2 do forget(ended[i], 'f') end
 end

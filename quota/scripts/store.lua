@@ -25,8 +25,8 @@ local function clock() -- ARGV[1]: the time, given by tests only
 end
 
 local now = clock()
-local mark = call('GET', BASE .. 'e') -- 'open <when Redis last lost its memory, or 0> <epoch> <when kept alive>'
-local lost_ms, epoch, kept_ms = string.match(mark or '', '^open (%d+) (%S+) (%d+)$')
+local mark = call('GET', BASE .. 'e') -- 'open <when Redis last lost its memory, or 0> <epoch> <when opened> <when kept alive>'
+local lost_ms, epoch, opened_ms, kept_ms = string.match(mark or '', '^open (%d+) (%S+) (%d+) (%d+)$')
 lost_ms, epoch = int(lost_ms or 0), epoch or '' -- of no memory, where the account is not open
 local tables, changed = {}, {} -- of hashes (field to value) and sorted sets (member to score); false: not in it
 local log, fresh, new_mark = {}, {}, nil -- fresh: tables that lacked something, and may have to be made
@@ -41,18 +41,19 @@ end
 -- Read these fields of a hash (or, with ZMSCORE, members of a sorted set) in one command. Counts and scores become
 -- numbers, buckets tables.
 local function fetch(suffix, fields, command)
-  local known, ask, n, kind = tables[suffix] or {}, {}, 0, sub(suffix, 1, 1)
+  local known, ask, kind = tables[suffix], fields, sub(suffix, 1, 1)
   local parse = IS_NUMBER[kind] and int or kind == 'b' and bucket
-  tables[suffix] = known
-  for i = 1, #fields do
-    local field = fields[i]
-    if known[field] == nil then
-      n = n + 1
-      ask[n] = field
+  if known then
+    ask = {}
+    for i = 1, #fields do
+      if known[fields[i]] == nil then ask[#ask + 1] = fields[i] end
     end
+  else
+    known = {}
+    tables[suffix] = known
   end
-  for first = 1, n, 1000 do
-    local values = call(command or 'HMGET', BASE .. suffix, unpack(ask, first, min(first + 999, n)))
+  for first = 1, #ask, 1000 do
+    local values = call(command or 'HMGET', BASE .. suffix, unpack(ask, first, min(first + 999, #ask)))
     for i = 1, #values do
       local value = values[i]
       if not value then fresh[suffix] = true end

@@ -16,6 +16,7 @@ import pytest
 
 from tests.clients import chat, until
 from tests.penstock_process import API_KEY, FAKE_MODEL, ROOT, PenstockProcess
+from tests.quota.redis_server import RedisServer
 
 
 def penstock(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -146,6 +147,17 @@ def test_a_start_of_several_gateways_that_fails_is_one_line(tmp_path: Path) -> N
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         check_one_line(serve(tmp_path, MANY_GATEWAYS, "--port", str(port)), f"127.0.0.1:{port}: can't be listened on")
+
+
+def test_a_redis_that_is_of_no_use_is_one_line(tmp_path: Path, mortal: RedisServer) -> None:
+    config = FAKE_MODEL + f'[server]\nredis_url = "{mortal.url}"\n'
+    mortal.configure("maxmemory", "100mb")
+    mortal.configure("maxmemory-policy", "allkeys-lru")
+    evicts = r"server\.redis_url: .*allkeys-lru.* set maxmemory-policy to noeviction"
+    check_one_line(serve(tmp_path, config), evicts)
+    check_one_line(serve(tmp_path, config, "--gateways", "2"), evicts)
+    mortal.kill()
+    check_one_line(serve(tmp_path, config), r"server\.redis_url: Redis gives no answer")
 
 
 def test_a_data_folder_that_is_none_is_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ import pytest
 import torch
 import transformers
 
+from engines.base import StepEngine
+from engines.onnx.engine import OnnxEngine
 from engines.torch.engine import TorchEngine
 from engines.types import (
     EngineConfig,
@@ -24,6 +27,8 @@ from engines.types import (
 )
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+BUNDLED = Path(__file__).resolve().parents[2] / "models" / "tiny-chat"
+DATA = Path(__file__).resolve().parent / "data"
 
 
 @dataclass
@@ -46,7 +51,7 @@ class Job:
 class Planner:
     """Random chunks, groups, block tables and preemptions. It never waits for a step before planning the next."""
 
-    def __init__(self, engine: TorchEngine, seed: int = 0, preempt: float = 0.0, max_chunk: int = 64) -> None:
+    def __init__(self, engine: StepEngine, seed: int = 0, preempt: float = 0.0, max_chunk: int = 64) -> None:
         self.engine, self.preempt, self.max_chunk = engine, preempt, max_chunk
         self.random = random.Random(seed)
         self.free = list(range(engine.info.num_blocks))
@@ -258,3 +263,43 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared/data (models and golden files), which this checkout lacks")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Our own export of one of CONFIGS, or of the bundled model by its name."""
+    folders: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in folders:
+            from engines.torch.export_onnx import export  # loads slowly
+
+            source = BUNDLED if name == BUNDLED.name else model_folder(name)
+            folders[name] = tmp_path_factory.mktemp(f"{name}-onnx")
+            export(source, folders[name])
+        return folders[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def optimum(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real exports by optimum; see data/README.md."""
+    folder = tmp_path_factory.mktemp("optimum")
+    with tarfile.open(DATA / "optimum.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture
+def make_onnx_engine() -> Iterator[Callable[..., OnnxEngine]]:
+    engines: list[OnnxEngine] = []
+
+    def make(folder: Path, **config: Any) -> OnnxEngine:
+        options = {"num_blocks": 200, "threads": 1} | config.pop("options", {})
+        engines.append(OnnxEngine(EngineConfig("onnx", str(folder), options=options, **config)))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()

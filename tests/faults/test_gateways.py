@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from quota.ledger import LEASE_MS
@@ -63,35 +62,9 @@ def doomed(redis: RedisServer, tmp_path: Path) -> PenstockProcess:
     return make_server(tmp_path, redis).start()
 
 
-@contextlib.contextmanager
-def alone(server: PenstockProcess, gateway: int) -> Iterator[None]:
-    """Whoever connects now meets this gateway: the others are held."""
-    others = [pid for pid in server.gateway_pids() if pid != gateway]
-    for pid in others:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in others:
-            os.kill(pid, signal.SIGCONT)
-
-
-def on_each(server: PenstockProcess, ask: Callable[[], float]) -> list[float]:
-    answers = []
-    for gateway in server.gateway_pids():
-        with alone(server, gateway):
-            answers.append(ask())
-    return answers
-
-
 def readiness(server: PenstockProcess) -> int:
     with server.http(None) as client:
         return client.get("/readyz").status_code
-
-
-def status(server: PenstockProcess, key: str) -> int:
-    url, headers = f"{server.base_url}/chat/completions", {"Authorization": f"Bearer {key}"}
-    return httpx.post(url, json=chat("echo", "hello", 1), headers=headers, timeout=60).status_code
 
 
 def served_by(server: PenstockProcess, offset: int = 0) -> set[int]:
@@ -106,7 +79,7 @@ def have_started(everybody: list[Seen]) -> bool:
 
 
 async def everywhere(server: PenstockProcess, ask: Callable[[], float], expected: float) -> None:
-    await until(lambda: on_each(server, ask) == [expected] * NUM_GATEWAYS, f"{expected} on every gateway")
+    await until(lambda: server.on_each(ask) == [expected] * NUM_GATEWAYS, f"{expected} on every gateway")
 
 
 def processes(server: PenstockProcess) -> list[int]:
@@ -123,7 +96,7 @@ async def test_every_gateway_serves_at_every_door(server: PenstockProcess) -> No
     gateways = server.gateway_pids()
     assert len(gateways) == NUM_GATEWAYS
     for gateway in gateways:
-        with alone(server, gateway):
+        with server.alone(gateway):
             async with crowd(tenant, "echo", DOORS, 5) as everybody:
                 pass
         assert all(seen.is_right and seen.finish_reason == "length" for seen in everybody)
@@ -144,20 +117,20 @@ async def test_connections_are_spread(server: PenstockProcess) -> None:
 
 
 async def test_a_key_is_known_and_revoked_everywhere(server: PenstockProcess) -> None:
-    with alone(server, server.gateway_pids()[0]):
+    with server.alone(server.gateway_pids()[0]):
         tenant = await asyncio.to_thread(Tenant.create, server)
-    await everywhere(server, lambda: status(server, tenant.key), 200)
-    with alone(server, server.gateway_pids()[-1]), server.http(ADMIN_KEY) as admin:
+    await everywhere(server, lambda: tenant.status(), 200)
+    with server.alone(server.gateway_pids()[-1]), server.http(ADMIN_KEY) as admin:
         key_id = tenant.key.removeprefix("sk-pen-")[:8]
         admin.delete(f"/admin/v1/keys/{key_id}").raise_for_status()
-    await everywhere(server, lambda: status(server, tenant.key), 401)
+    await everywhere(server, lambda: tenant.status(), 401)
 
 
 async def test_any_gateway_s_metrics_answer_for_all(server: PenstockProcess) -> None:
     tenant = Tenant.create(server)
     before = server.metric("penstock_requests_total"), server.metric("penstock_engine_generated_tokens_total")
     for gateway in server.gateway_pids():
-        with alone(server, gateway):
+        with server.alone(gateway):
             async with crowd(tenant, "echo", MANY, 5):
                 pass
     num_sent = NUM_GATEWAYS * len(MANY)
@@ -176,12 +149,12 @@ async def test_a_killed_gateway_takes_only_its_own_answers_along(server: Penstoc
     tenant = Tenant.create(server)
     victim, other, _ = server.gateway_pids()
     before = server.metric("penstock_requests_total")
-    with alone(server, victim):
+    with server.alone(victim):
         doomed = [RawClient(tenant, door, chat("echo", f"{door} hello", 100_000)) for door in STREAMED]
         for client in doomed:
             client.read_until(b'"content":"')
     async with contextlib.AsyncExitStack() as stack:
-        with alone(server, other):
+        with server.alone(other):
             everybody = await stack.enter_async_context(crowd(tenant, "echo", STREAMED * 8, 100))
             await until(lambda: all(seen.started.is_set() for seen in everybody), "the answers")
         os.kill(victim, signal.SIGKILL)
@@ -191,7 +164,7 @@ async def test_a_killed_gateway_takes_only_its_own_answers_along(server: Penstoc
             client.vanish(reset=False)
     assert all(seen.is_right and seen.finish_reason == "length" for seen in everybody)
     await until(lambda: len(set(server.gateway_pids()) - {victim}) == NUM_GATEWAYS, "the new gateway")
-    await everywhere(server, lambda: status(server, tenant.key), 200)
+    await everywhere(server, lambda: tenant.status(), 200)
     num_finished = len(everybody) + NUM_GATEWAYS
     await everywhere(server, lambda: server.metric("penstock_requests_total"), before + num_finished)
     await everywhere(server, lambda: server.metric("penstock_requests_running"), 0)
@@ -201,13 +174,13 @@ async def test_what_a_killed_gateway_held_expires(server: PenstockProcess) -> No
     """The limit is one at a time, for all gateways together."""
     tenant = Tenant.create(server, "single")
     victim = server.gateway_pids()[0]
-    with alone(server, victim):
+    with server.alone(victim):
         client = RawClient(tenant, "sse", chat("echo", "hello", 100_000))
         client.read_until(b'"content":"')
-    await everywhere(server, lambda: status(server, tenant.key), 429)
+    await everywhere(server, lambda: tenant.status(), 429)
     os.kill(victim, signal.SIGKILL)
-    assert status(server, tenant.key) == 429
-    await until(lambda: status(server, tenant.key) == 200, "the lease's end", LEASE_MS / 1000 + PATIENCE)
+    assert tenant.status() == 429
+    await until(lambda: tenant.status() == 200, "the lease's end", LEASE_MS / 1000 + PATIENCE)
     client.vanish(reset=False)
 
 
@@ -224,7 +197,7 @@ async def test_a_killed_worker_is_back_for_every_gateway(server: PenstockProcess
         assert seen.is_right
         assert not seen.done
     await everywhere(server, lambda: readiness(server), 200)
-    await everywhere(server, lambda: status(server, tenant.key), 200)
+    await everywhere(server, lambda: tenant.status(), 200)
     await everywhere(server, lambda: server.metric("penstock_worker_restarts_total"), 1)
 
 

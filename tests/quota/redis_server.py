@@ -51,6 +51,11 @@ class RedisServer:
         except OSError:
             return False
 
+    def configure(self, name: str, value: str) -> None:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            connection.sendall(f"CONFIG SET {name} {value}\r\n".encode())
+            assert connection.recv(64).startswith(b"+OK")
+
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()

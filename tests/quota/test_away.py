@@ -15,7 +15,7 @@ from quota.degraded import DegradedLedger, WhenAway
 from quota.ledger import CostAboveLimit, LedgerUnavailable, PastUsage, QuotaUnavailable
 from quota.levels import Dimension, Layer, Level, Limits
 from quota.patience import patience
-from quota.redis import RedisLedger
+from quota.redis import MAX_CONNECTIONS, RedisLedger
 from tests.quota.chaos_proxy import ChaosProxy, Fault
 from tests.quota.redis_server import RedisServer
 
@@ -85,7 +85,7 @@ async def test_silence_opens_the_breaker_and_an_answer_closes_it(ledger: RedisLe
 
 
 async def test_a_crowd_waits_for_one_timeout_only(ledger: RedisLedger, proxy: ChaosProxy) -> None:
-    """Whoever still waits for a connection when the breaker opens is answered at once."""
+    """Whoever waits for a connection is answered as soon as one who has it gave up."""
     await ledger.reserve("first", A, account(rpm=1000), 1)
     proxy.fault = Fault.BLACKHOLE
     asked = 0
@@ -98,10 +98,13 @@ async def test_a_crowd_waits_for_one_timeout_only(ledger: RedisLedger, proxy: Ch
         return await exchange(*command)
 
     link._exchange = counted
-    calls = [ledger.reserve(f"r{n}", A, account(rpm=1000), 1) for n in range(200)]
+    calls = []
+    for n in range(60):
+        calls.append(asyncio.create_task(ledger.reserve(f"r{n}", A, account(rpm=1000), 1)))
+        await asyncio.sleep(0.002)
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(answer, LedgerUnavailable) for answer in answers)
-    assert asked <= 2 * 16
+    assert asked <= MAX_CONNECTIONS
 
 
 async def test_a_busy_event_loop_trips_nothing(ledger: RedisLedger, redis_server: RedisServer, prefix: str) -> None:
@@ -280,20 +283,18 @@ async def test_a_history_that_cannot_be_read_admits_nothing(redis_url: str, pref
 
 
 @pytest.fixture
-async def away(ledger: RedisLedger, proxy: ChaosProxy, clock: Callable[[], int]) -> AsyncIterator[DegradedLedger]:
+async def away(ledger: RedisLedger, proxy: ChaosProxy, clock: Callable[[], int]) -> DegradedLedger:
     """A share of a quarter; the shared ledger's connections are cut."""
     degraded = DegradedLedger(ledger, WhenAway.SHARE, max_gateways=4, clock=clock)
     assert (await degraded.reserve("before", A, account(rpm=400, concurrent=8), 10)).admitted
     proxy.fault = Fault.REFUSE
-    yield degraded
-    if degraded._handing_in:
-        degraded._handing_in.cancel()
+    return degraded
 
 
 async def come_back(degraded: DegradedLedger, ledger: RedisLedger, proxy: ChaosProxy) -> None:
     proxy.fault = Fault.NONE
     await until(lambda: ledger.is_up)
-    await degraded.peek(A, ())
+    await degraded.catch_up()
 
 
 async def test_a_share_without_a_burst(away: DegradedLedger, clock: object) -> None:
@@ -304,7 +305,7 @@ async def test_a_share_without_a_burst(away: DegradedLedger, clock: object) -> N
     assert refused.refusal.retry_after_ms == 600
     clock.advance(1200)  # type: ignore[attr-defined]
     answers = [(await away.reserve(f"r{n}", A, layers, 1)).admitted for n in range(4)]
-    assert answers == [True, True, False, False]
+    assert answers == [True, False, False, False], "a share of two, and one runs from before"
     clock.advance(6000)  # type: ignore[attr-defined]
     refusal = (await away.reserve("r9", A, layers, 1)).refusal
     assert refusal is not None
@@ -345,26 +346,86 @@ async def test_what_began_before_is_settled_afterwards(
     assert await away.renew(A, {"before": 5}) == frozenset(), "nobody knows: nothing is aborted"
     assert await away.settle("before", A, 7)
     await come_back(away, ledger, proxy)
-    assert away._handing_in is not None
-    await away._handing_in
     assert not away.is_away
     after = await used(ledger)
     assert Dimension.CONCURRENT not in after
     assert after[Dimension.TOKENS_PER_DAY] == 7
 
 
-async def test_what_was_admitted_alone_ends_alone(
-    away: DegradedLedger, ledger: RedisLedger, proxy: ChaosProxy, clock: object
+async def test_what_was_admitted_alone_is_told_afterwards(
+    away: DegradedLedger, ledger: RedisLedger, proxy: ChaosProxy
 ) -> None:
-    layers = account(concurrent=4)
+    """What runs counts, here while Redis is away and there when it is back; so does what has ended meanwhile."""
+    layers = account(concurrent=12)  # a share of three; "before" runs
     assert (await away.reserve("alone", A, layers, 10)).admitted
-    assert not (await away.reserve("second", A, layers, 10)).admitted
-    await come_back(away, ledger, proxy)
+    assert (await away.reserve("ended", A, layers, 10)).admitted
+    assert not (await away.reserve("fourth", A, layers, 10)).admitted
+    assert await away.settle("ended", A, 5)
+    assert not await away.settle("ended", A, 5)
+    assert (await away.reserve("gone", A, layers, 10)).admitted
+    assert await away.release("gone", A)
     assert await away.renew(A, {"alone": 3, "before": 3}) == frozenset()
     assert (await away.reserve("alone", A, layers, 10)).repeated
+    await come_back(away, ledger, proxy)
+    after = await used(ledger)
+    assert (after[Dimension.CONCURRENT], after[Dimension.TOKENS_PER_DAY]) == (2, 10 + 10 + 5)
+    assert (await away.reserve("alone", A, layers, 10)).repeated
+    assert await away.renew(A, {"alone": 3, "before": 3}) == frozenset()
     assert await away.settle("alone", A, 4)
     assert not await away.settle("alone", A, 4)
+    assert await away.settle("before", A, 1)
+    after = await used(ledger)
+    assert Dimension.CONCURRENT not in after
+    assert (after[Dimension.TOKENS_PER_DAY], after[Dimension.REQUESTS_PER_DAY]) == (4 + 1 + 5, 3)
     await away.check_integrity()
+
+
+async def test_what_runs_counts_toward_the_share(away: DegradedLedger) -> None:
+    """Of a limit of four a gateway alone has one place, and the lease from before holds it."""
+    refusal = (await away.reserve("r1", A, account(concurrent=4), 1)).refusal
+    assert refusal is not None
+    assert refusal.dimension is Dimension.CONCURRENT
+    assert await away.settle("before", A, 1)
+    assert (await away.reserve("r1", A, account(concurrent=4), 1)).admitted
+
+
+async def test_refusals_push_out_no_real_ending(
+    away: DegradedLedger, ledger: RedisLedger, proxy: ChaosProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quota.degraded.MAX_DOUBTS", 10)
+    assert await away.settle("before", A, 7)
+    for n in range(25):
+        with pytest.raises(QuotaUnavailable):
+            await away.reserve(f"r{n}", A, account(tokens_per_day=1000), 1)
+    await come_back(away, ledger, proxy)
+    after = await used(ledger)
+    assert after[Dimension.TOKENS_PER_DAY] == 7
+    assert Dimension.CONCURRENT not in after
+
+
+async def test_a_readmission_without_an_answer_releases_nothing(
+    away: DegradedLedger, ledger: RedisLedger, proxy: ChaosProxy
+) -> None:
+    """Its request runs on for a moment, and settles what it used."""
+    with pytest.raises(QuotaUnavailable):
+        await away.reserve("before", A, account(rpm=400, tokens_per_day=1000), 10)
+    await come_back(away, ledger, proxy)
+    assert await away.settle("before", A, 8)
+    assert (await used(ledger))[Dimension.TOKENS_PER_DAY] == 8
+
+
+async def test_one_broken_account_holds_up_no_other(
+    away: DegradedLedger, ledger: RedisLedger, proxy: ChaosProxy, redis_server: RedisServer, prefix: str
+) -> None:
+    assert await away.settle("lost", "broken", 1)
+    assert await away.settle("before", A, 7)
+    direct = RedisLedger(redis_server.url, prefix=prefix)
+    await direct._link.ask("SET", f"{prefix}:{{broken}}:o", "not a sorted set")
+    await direct._link.ask("SET", f"{prefix}:{{broken}}:e", "open 0 x 0 0")
+    await come_back(away, ledger, proxy)
+    assert (await used(ledger))[Dimension.TOKENS_PER_DAY] == 7
+    assert not away._endings
+    await direct.close()
 
 
 async def test_an_admission_of_unknown_outcome_is_given_back(redis_server: RedisServer, prefix: str) -> None:
@@ -378,9 +439,7 @@ async def test_an_admission_of_unknown_outcome_is_given_back(redis_server: Redis
     with pytest.raises(QuotaUnavailable):
         await degraded.reserve("lost", A, account(concurrent=2), 1)
     proxy.delay = 0
-    await degraded.peek(A, ())
-    assert degraded._handing_in is not None
-    await degraded._handing_in
+    await degraded.catch_up()
     assert [lease.lease_id for lease in (await degraded.usage(A)).leases] == ["first"]
     await degraded.close()
     await proxy.close()

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import random
+import time
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +33,7 @@ class World:
         self.server.start()
         self.epoch: str | None = None
         self.rows: dict[str, int] = {}  # tokens by lease
+        self.is_broken = False
         self.ledgers: list[RedisLedger] = []
 
     def gateway(self, lease_ms: int = 30_000) -> RedisLedger:
@@ -47,6 +50,8 @@ class World:
         return ledger
 
     async def history(self, account: str, without: Collection[str]) -> list[PastUsage]:
+        if self.is_broken:
+            raise OSError("the database is away")
         used = [tokens for lease_id, tokens in self.rows.items() if lease_id not in without]
         return [PastUsage(Level.ACCOUNT, "", datetime.now(UTC).date(), len(used), sum(used))] if used else []
 
@@ -186,6 +191,110 @@ async def wait_until_open(ledger: RedisLedger) -> None:
             return
         except LedgerUnavailable:
             await asyncio.sleep(0.05)
+
+
+async def test_what_was_restored_is_not_charged_again_by_a_late_ending(world: World) -> None:
+    """A gateway that was cut off tells how its request ended when the account has long been open again."""
+    one, cut_off = world.gateway(), world.gateway()
+    assert await reserve(cut_off, "r1", 300)
+    cut_off._held.end(A, "r1", 120)
+    held = cut_off._held.get(A, "r1")
+    assert held is not None
+    cut_off._held._held[A, "r1"] = replace(held, ended=time.monotonic() - 10)  # its row has long been written
+    world.rows["r1"] = 120
+    world.lose_memory()
+    world.ledgers.remove(cut_off)
+    await wait_until_open(one)
+    assert await cut_off.settle("r1", A, 120)
+    assert (await world.used())[Dimension.TOKENS_PER_DAY] == 120
+    await cut_off.close()
+
+
+async def test_what_ended_while_the_database_was_away_is_charged_once(world: World) -> None:
+    """However long the account could not be opened: what has ended in this memory is not restored besides."""
+    one = world.gateway(lease_ms=200)
+    assert await reserve(one, "r1", 300)
+    world.lose_memory()
+    world.is_broken = True
+    for _ in range(3):
+        with contextlib.suppress(LedgerUnavailable):
+            await one.recover()
+    await world.end(one, "r1", 120)
+    for _ in range(8):  # two leases, and more than what an idle account's leases live for
+        await asyncio.sleep(0.35)
+        with contextlib.suppress(LedgerUnavailable):
+            await one.recover()
+    world.is_broken = False
+    await world.recover()
+    assert (await world.used())[Dimension.TOKENS_PER_DAY] == 120
+
+
+async def test_an_account_with_many_layers_is_opened_in_parts(world: World) -> None:
+    """Redis answers others between them."""
+    day = datetime.now(UTC).date()
+    layers = [PastUsage(Level.KEY, f"k{n}", day, 1, n) for n in range(1200)]
+    older = [replace(row, day=day.replace(day=1 if day.day > 1 else 2), tokens=5) for row in layers] * 2
+
+    async def history(account: str, without: Collection[str]) -> list[PastUsage]:
+        return [*layers, *older]
+
+    ledger = world.gateway()
+    ledger._history = history
+    asked: Tally[int] = Tally()
+    run = ledger._run
+
+    async def counted(script: str, account: str, *arguments: str | bytes | int, nonce: str = "") -> object:
+        if script == "restore":
+            asked[str(arguments[0]).count("key:")] += 1
+        return await run(script, account, *arguments, nonce=nonce)
+
+    ledger._run = counted  # type: ignore[method-assign]
+    used = {(c.name, c.dimension): c.used for c in (await ledger.usage(A)).counters}
+    assert used["k1199", Dimension.TOKENS_PER_DAY] == 1199
+    assert used["k1199", Dimension.TOKENS_PER_MONTH] == 1199 + 10
+    assert used["k0", Dimension.REQUESTS_PER_DAY] == 1
+    assert asked == {500: 4, 400: 1}
+
+
+async def test_a_database_that_hangs_holds_nobody_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quota.scripted.OPEN_TIMEOUT", 0.05)
+
+    async def history(account: str, without: Collection[str]) -> list[PastUsage]:
+        await asyncio.Event().wait()
+        return []
+
+    ledger = world.gateway()
+    ledger._history = history
+    with pytest.raises(LedgerUnavailable, match="TimeoutError"):
+        await reserve(ledger, "r1", 1)
+
+
+async def test_an_epoch_that_cannot_be_remembered_admits_nothing(world: World) -> None:
+    async def broken(epoch: str) -> None:
+        raise RuntimeError("no database")
+
+    ledger = world.gateway()
+    ledger._epochs._remember = broken
+    with pytest.raises(LedgerUnavailable, match="epoch"):
+        await reserve(ledger, "r1", 1)
+
+
+async def test_what_is_released_while_it_is_told_holds_nothing(world: World) -> None:
+    one = world.gateway()
+    assert await reserve(one, "r1", 10)
+    world.lose_memory()
+    run = one._run
+
+    async def released_meanwhile(script: str, account: str, *arguments: str | bytes | int, nonce: str = "") -> object:
+        if script == "adopt":
+            one._run = run  # type: ignore[method-assign]
+            assert not await one.release("r1", A)
+        return await run(script, account, *arguments, nonce=nonce)
+
+    one._run = released_meanwhile  # type: ignore[method-assign]
+    assert await one.renew(A, {"r1": 1}) == frozenset()
+    await world.recover()
+    assert await world.used() == {}
 
 
 async def test_a_budget_is_never_overspent_however_often_memory_is_lost(world: World) -> None:

@@ -18,7 +18,7 @@ ALL = Limits(rpm=10, tpm=100, requests_per_day=10, tokens_per_day=100, tokens_pe
 
 
 def stand(limits: Limits, *counters: Counter) -> dict[Dimension, Standing]:
-    rows = standings(Plan("p", account=limits), {}, AccountUsage("a", counters), NOON)
+    rows = standings(Plan("p", account=limits), {}, AccountUsage("a", NOON, counters))
     return {row.dimension: row for row in rows}
 
 
@@ -86,8 +86,8 @@ def test_every_layer_has_its_rows_in_order() -> None:
         features={"tools": Limits(rpm=1)},
     )
     keys = {"k1": Limits(), "k2": Limits(rpm=9, shadow=frozenset({Dimension.RPM}))}
-    usage = AccountUsage("a", (Counter(Level.KEY, "k2", Dimension.TPM, 0, 600_000, 50),))
-    rows = standings(plan, keys, usage, NOON)
+    usage = AccountUsage("a", NOON, (Counter(Level.KEY, "k2", Dimension.TPM, 0, 600_000, 50),))
+    rows = standings(plan, keys, usage)
     assert [(row.level, row.name, row.dimension, row.limit, row.used, row.shadow) for row in rows] == [
         (Level.ACCOUNT, "", Dimension.RPM, 5, 0, False),
         (Level.KEY, "k1", Dimension.RPM, 3, 0, False),
@@ -106,7 +106,7 @@ async def test_a_ledger_and_its_standing_agree() -> None:
     layers = plan.layers("k", "m", "1", ())
     await ledger.reserve("r1", "a", layers, 30)
     left = await ledger.peek("a", layers)
-    rows = {row.dimension: row for row in standings(plan, {}, await ledger.usage("a"), now)}
+    rows = {row.dimension: row for row in standings(plan, {}, await ledger.usage("a"))}
     assert {d: row.used for d, row in rows.items()} == {
         Dimension.RPM: 1,
         Dimension.TPM: 30,

@@ -75,7 +75,7 @@ class Twins(RuleBasedStateMachine):
         )
         if lost:
             self.memory.fill()
-            self.redis._epoch = "of a memory that is lost"
+            self.redis._epochs.known = "of a memory that is lost"
             self.runner.run(self.redis.peek("a", ()))
 
     def teardown(self) -> None:

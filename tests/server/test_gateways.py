@@ -71,12 +71,12 @@ async def test_a_banner_that_can_t_be_printed_stops_all() -> None:
 
 
 async def test_a_gateway_that_can_t_start_says_why(tmp_path: Path) -> None:
-    """Its settings and the listener reach it, its one line reaches us: here there is no Redis."""
-    here = settings(tmp_path)
+    """Its settings and the listener reach it, its one line reaches us: here it can't write its database."""
+    here = settings(tmp_path, database_url="sqlite+aiosqlite:////proc/none/penstock.db")
     with bind(here.server, 30) as listener:
         registry = Registry(here, tmp_path, WorkerSupervisor)
         gateways = [GatewaySupervisor(number, here, listener, registry, tmp_path) for number in range(2)]
-        with pytest.raises(GatewayError, match=r"^server\.redis_url: ") as caught:
+        with pytest.raises(GatewayError, match=r"^data_dir: can't write ") as caught:
             await start_all(gateways)
         assert "\n" not in str(caught.value)
         assert [gateway.pid for gateway in gateways] == [None, None]

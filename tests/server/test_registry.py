@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from engines.base import EngineError
 from engines.types import EngineInfo
 from server import model_files
 from server.model_files import ModelFilesError, find
-from server.registry import Registry, Replica
+from server.registry import Registry, Replica, _find_folder
 from server.settings import BUNDLED_FOLDER, load
 from server.text.tokenizer import ByteTokenizer, load_tokenizer
 from tests.fakes import eventually
@@ -144,6 +145,30 @@ def test_what_a_worker_counted_stays_known_while_it_is_away() -> None:
     assert replica.stats == WorkerStats(restarts=1, steps=9)
     link.client = SimpleNamespace(stats=WorkerStats(restarts=2))
     assert replica.stats == WorkerStats(restarts=2)
+
+
+@pytest.mark.parametrize(
+    ("engine", "fetched"),
+    [
+        ("torch", {"config.json", "tokenizer.json", "model.safetensors"}),
+        ("onnx", {"config.json", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data", "model_quantized.onnx"}),
+    ],
+)
+def test_of_a_repository_only_what_the_engine_loads(
+    engine: str, fetched: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered = ["config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", "modeling.py"]
+    offered += ["onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q4.onnx", "model_quantized.onnx"]
+    taken: set[str] = set()
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        taken.update(file for file in offered if any(fnmatch(file, pattern) for pattern in allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(model_files, "snapshot_download", download)
+    settings = load(None, {"data_dir": str(tmp_path), "engine": engine, "models": ["org/name"]}, {})
+    assert _find_folder(settings.models[0]) == tmp_path
+    assert taken == fetched
 
 
 def test_model_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,10 @@ def test_the_exposition(http: httpx.Client, admin: httpx.Client, make_key: MakeK
     assert {sample.labels["model"] for sample in samples if "model" in sample.labels} == {"echo", "slow/model"}
 
 
+def test_the_embedded_ledger_is_up(admin: httpx.Client) -> None:
+    assert "\npenstock_quota_ledger_up 1.0\n" in admin.get("/metrics").text
+
+
 def test_only_two_names_say_running_and_waiting(admin: httpx.Client) -> None:
     families = text_string_to_metric_families(admin.get("/metrics").text)
     names = {family.name for family in families if "running" in family.name or "waiting" in family.name}

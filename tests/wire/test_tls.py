@@ -1,36 +1,26 @@
-"""https and wss, with a certificate that the `openssl` command signs itself."""
+"""https and wss."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import ssl
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 from websockets.sync.client import connect
 
+from tests import certificate
 from tests.penstock_process import API_KEY, FAKE_MODEL, PenstockProcess
 from tests.wire.conftest import chat_body
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command to make a certificate with")
-
-
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
-    return cert, key
+pytestmark = pytest.mark.skipif(not certificate.can_be_made(), reason=certificate.WHY_NOT)
 
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PenstockProcess, ssl.SSLContext]]:
     folder = tmp_path_factory.mktemp("tls")
-    cert, key = _certificate(folder)
+    cert, key = certificate.make_certificate(folder)
     config = f'[server]\ntls_cert = "{cert}"\ntls_key = "{key}"\n{FAKE_MODEL}'
     with PenstockProcess(folder, config) as running:
         yield running, ssl.create_default_context(cafile=str(cert))

@@ -1,0 +1,132 @@
+"""Runs one step of a plan: batch by batch, gather the cache, run the graph, keep what is new; then sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines.onnx.batches import BatchRules
+from engines.onnx.decoder import Decoder, DecoderBatch
+from engines.onnx.kv_cache import PagedKVCache
+from engines.onnx.session import Array
+from engines.records import IntArray, SequenceRecord
+from engines.sampling import FloatRow, Sampler
+from engines.types import NewSequence, ScheduledSequence, StepPlan, StepResult
+
+SequenceIds = tuple[int, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class Held:
+    """A batch's cache as its last run left it, each row's `contexts[i]` tokens at the right: the next run's input."""
+
+    present: list[Array]
+    contexts: IntArray  # [n]
+
+
+class OnnxRunner:
+    """Owns the sequences' records and their sampling state. Used from the engine's thread only."""
+
+    def __init__(self, decoder: Decoder, cache: PagedKVCache, rules: BatchRules) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self.rules = rules
+        self._records: dict[int, SequenceRecord] = {}
+        self._sampler = Sampler(decoder.vocab_size)
+        self._held: dict[SequenceIds, Held] = {}  # of the last step
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self._drop(plan.finished)
+        self._introduce(plan.new)
+        for sequence_id in plan.preempted:
+            if sequence_id in self._records:
+                self._records[sequence_id].num_blocks = 0  # it comes back with another block table
+        held, self._held = self._held, {}
+        sequence_ids: list[int] = []
+        logits: list[FloatRow] = []
+        for batch in self.rules.split(plan.groups):
+            sequence_ids += [sequence.sequence_id for sequence in batch if sequence.samples]
+            logits.append(self._run_batch(batch, held))
+        return self._sample(sequence_ids, np.concatenate(logits)) if sequence_ids else StepResult()
+
+    def _drop(self, finished: list[int]) -> None:
+        gone = set(finished)
+        self._held = {ids: held for ids, held in self._held.items() if gone.isdisjoint(ids)}
+        for sequence_id in finished:
+            self._records.pop(sequence_id, None)
+            self._sampler.remove(sequence_id)
+
+    def _introduce(self, new: list[NewSequence]) -> None:
+        for sequence in new:
+            self._records[sequence.sequence_id] = SequenceRecord(list(sequence.prompt_token_ids))
+            self._sampler.add(sequence.sequence_id, sequence.prompt_token_ids, sequence.sampling)
+
+    def _run_batch(self, scheduled: list[ScheduledSequence], held: dict[SequenceIds, Held]) -> FloatRow:
+        """Logits [n, vocabulary] of the rows that are sampled. The new tokens' cache is kept."""
+        tables = self._tables(scheduled)
+        batch = self._prepare(scheduled, tables, held)
+        output = self._decoder.run(batch)
+        columns = np.arange(batch.token_ids.shape[1])
+        valid = columns < batch.lengths[:, None]
+        slots = self._slots(tables, batch.starts[:, None] + columns)[valid]
+        self._cache.write(slots, output.present, valid)
+        if valid.all():
+            ids = tuple(sequence.sequence_id for sequence in scheduled)
+            self._held[ids] = Held(output.present, batch.starts + batch.lengths)
+        rows = np.flatnonzero([sequence.samples for sequence in scheduled])
+        logits: FloatRow = output.logits[rows, batch.lengths[rows] - 1].astype(np.float32, copy=False)
+        return logits
+
+    def _prepare(
+        self, scheduled: list[ScheduledSequence], tables: IntArray, held: dict[SequenceIds, Held]
+    ) -> DecoderBatch:
+        starts = np.array([sequence.start for sequence in scheduled])
+        lengths = np.array([sequence.num_tokens for sequence in scheduled])
+        token_ids = np.zeros((len(scheduled), lengths.max()), dtype=np.int64)
+        for row, sequence in zip(token_ids, scheduled, strict=True):
+            known = self._records[sequence.sequence_id].token_ids[sequence.start : sequence.context_len]
+            if len(known) != sequence.num_tokens:
+                raise ValueError("the plan names a position whose token is not known")
+            row[: sequence.num_tokens] = known
+        return DecoderBatch(token_ids, starts, lengths, self._past(scheduled, starts, tables, held))
+
+    def _past(
+        self, scheduled: list[ScheduledSequence], starts: IntArray, tables: IntArray, held: dict[SequenceIds, Held]
+    ) -> list[Array]:
+        """The cache of the tokens before `starts`, at the right: as the last run left it, or from the blocks."""
+        last = held.get(tuple(sequence.sequence_id for sequence in scheduled))
+        if last is not None and np.array_equal(last.contexts, starts):
+            return last.present
+        width = int(starts.max())
+        if width == 0:
+            return self._decoder.empty_past(len(scheduled))
+        # Padding reads the row's own first slot: masked, but never another sequence's NaN.
+        positions = np.maximum(np.arange(width) - (width - starts)[:, None], 0)
+        return self._cache.gather(self._slots(tables, positions))
+
+    def _tables(self, scheduled: list[ScheduledSequence]) -> IntArray:
+        """Block tables [n, blocks], padded with block 0."""
+        records = [self._records[sequence.sequence_id] for sequence in scheduled]
+        for record, sequence in zip(records, scheduled, strict=True):
+            record.update_blocks(sequence.block_table)
+        tables = np.zeros((len(records), max(record.num_blocks for record in records)), dtype=np.int64)
+        for row, record in zip(tables, records, strict=True):
+            row[: record.num_blocks] = record.blocks[: record.num_blocks]
+        return tables
+
+    def _slots(self, tables: IntArray, positions: IntArray) -> IntArray:
+        """Where the tokens at `positions` [n, tokens] are; those beyond a table's end read its last entry."""
+        size = self._cache.block_size
+        blocks = np.take_along_axis(tables, np.minimum(positions // size, tables.shape[1] - 1), axis=1)
+        slots: IntArray = blocks * size + positions % size
+        return slots
+
+    def _sample(self, sequence_ids: list[int], logits: FloatRow) -> StepResult:
+        sampled = self._sampler.sample(sequence_ids, logits)
+        for sequence_id, token in zip(sequence_ids, sampled.token_ids, strict=True):
+            self._records[sequence_id].token_ids.append(token)
+        for row in sampled.broken_rows:
+            record = self._records[sequence_ids[row]]
+            self._cache.scrub(record.blocks[: record.num_blocks])
+        return StepResult(dict(zip(sequence_ids, sampled.token_ids, strict=True)))
