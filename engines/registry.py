@@ -35,7 +35,8 @@ def _triton(config: EngineConfig) -> StreamEngine:
 
         return TritonEngine(config)
     except ModuleNotFoundError as error:
-        raise EngineError(f'engine: triton needs {error.name}: install it with pip install "penstock[triton]"') from error
+        message = f'engine: triton needs {error.name}: install it with pip install "penstock[triton]"'
+        raise EngineError(message) from error
 
 
 Engine = StepEngine | StreamEngine

@@ -156,7 +156,7 @@ _TRITON_KEYS = ("url", "triton_model", "triton_version")
 _MEANINGLESS = {
     "torch": _TRITON_KEYS,
     "onnx": _TRITON_KEYS,
-    "triton": (),
+    "triton": ("dtype", "quantize"),
     "fake": (*_TRITON_KEYS, "path", "tokenizer", "dtype", "quantize"),
 }
 

@@ -47,6 +47,7 @@ MODELS = (
     TritonModel("llmapi-batched", "llmapi", max_batch_size=8),
     TritonModel("whole-tokens", "tokens", delay_ms=2, decoupled=False, max_batch_size=16),
     TritonModel("whole-text", "ensemble", decoupled=False, max_batch_size=16, leave_out=("exclude_input_in_output",)),
+    TritonModel("narrow", "tokens", delay_ms=50, decoupled=False, max_batch_size=1, queue_size=1),
     TritonModel("no-max-tokens", "ensemble", leave_out=("max_tokens",)),
     TritonModel("no-text-output", "vllm", leave_out=("text_output",)),
     TritonModel("wrong-type", "ensemble", types={"max_tokens": "FP32"}),

@@ -74,7 +74,7 @@ class Health:
             if not await self._client.is_ready(READY_TIMEOUT):
                 return Verdict.UNLOADED
         except TritonError:
-            return Verdict.UNREACHABLE
+            return Verdict.WELL if self._last_life > started else Verdict.UNREACHABLE
         if self.is_ready and self._last_life > started - INTERVAL:
             return Verdict.WELL
         try:

@@ -103,6 +103,15 @@ async def test_an_error_ends_the_answer_and_nothing_else(triton: TritonServer, m
         assert (await ask(engine, request("hello"))).reason is FinishReason.LENGTH
 
 
+async def test_a_full_queue_of_triton_s_own_is_an_overload(triton: TritonServer) -> None:
+    async with watched(build(triton.url, "narrow")) as engine:
+        answers = await asyncio.gather(*(ask(engine, request("hello", 4)) for _ in range(8)))
+        errors = [answer.error for answer in answers if answer.error is not None]
+        assert 0 < len(errors) < 8
+        assert {error.code for error in errors} == {ErrorCode.OVERLOADED}
+        assert engine.capacity(), "it is not away for that"
+
+
 async def test_leaving_an_answer_stops_the_work(triton: TritonServer) -> None:
     async with watched(build(triton.url, "vllm-slow")) as engine:
         stream = engine.generate(request("hello", 4000), 5)

@@ -423,6 +423,10 @@ def test_a_bad_variable_is_named(environ: dict[str, str], message: str) -> None:
         ({"engine": "fake", "dtype": "float32"}, '--dtype: means nothing to engine = "fake"'),
         ({"models": ["a/m"], "engine": "fake"}, 'MODEL a/m: path: means nothing to engine = "fake"'),
         ({"models": ["a/m"], "engine": "triton"}, 'MODEL a/m: url: required by engine = "triton"'),
+        (
+            {"triton_url": "h:1", "models": ["a/m"], "engine": "triton", "dtype": "bfloat16"},
+            '--dtype: means nothing to engine = "triton"',
+        ),
         ({"triton_url": "h:8001", "models": ["a/m"]}, '--triton-url: means nothing to engine = "torch"'),
         (
             {"triton_url": "http://h:8001", "models": ["a/m"], "engine": "triton"},

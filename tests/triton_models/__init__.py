@@ -62,6 +62,7 @@ class TritonModel:
     delay_ms: float = 0  # the time that a token takes
     decoupled: bool = True
     max_batch_size: int = 0
+    queue_size: int = 0  # requests that may wait for a batch; 0: any number
     leave_out: tuple[str, ...] = ()
     types: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
@@ -103,7 +104,8 @@ class TritonModel:
             *(f'parameters {{ key: "{k}" value: {{ string_value: "{v}" }} }}' for k, v in parameters.items()),
         ]
         if not self.decoupled:
-            lines.append("dynamic_batching { max_queue_delay_microseconds: 2000 }")
+            policy = f"default_queue_policy {{ max_queue_size: {self.queue_size} }}"
+            lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: 2000 {policy} }}")
         return "\n".join(filter(None, lines)) + "\n"
 
     def _tensor(self, side: str, marked: str, kind: str) -> str:
