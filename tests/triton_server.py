@@ -157,9 +157,9 @@ class TritonServer:
     def stubs(self, model: str) -> list[int]:
         """The processes that a model runs in."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        pids = [int(pid) for child in children for pid in child.read_text().split()]
-        return [pid for pid in pids if f"/{model}/".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        pids = [pid for task in tasks.iterdir() for pid in _read(task / "children").split()]
+        return [int(pid) for pid in pids if f"/{model}/" in _read(Path(f"/proc/{pid}/cmdline"))]
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -175,3 +175,11 @@ class TritonServer:
         self.process = None
         for left in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # noqa: S108 - where Triton puts it
             left.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> str:
+    """Of what may have ended by now: nothing."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,22 +168,59 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     yield from running_triton(tmp_path_factory.mktemp("triton-of-the-gateway"), models)
 
 
-async def test_a_server_that_dies_and_comes_back(mortal: TritonServer, tokenizer: Path, tmp_path: Path) -> None:
-    with PenstockProcess(tmp_path, declare(mortal, tokenizer, "m") + UNLIMITED) as server, server.sdk() as client:
-        running = chat(client, "m", "hello", ENDLESS, stream=True)
-        next(running)
-        mortal.kill()
-        with pytest.raises(openai.APIError) as caught:
-            list(running)
-        assert caught.value.code == "engine_failed"
-        await until(lambda: readiness(server) == 503, "the gateway's knowing")
+@pytest.fixture(scope="module")
+def gateway(
+    mortal: TritonServer, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PenstockProcess]:
+    config = declare(mortal, tokenizer, "m") + UNLIMITED
+    with PenstockProcess(tmp_path_factory.mktemp("mortal-gateway"), config) as running:
+        yield running
+
+
+def cut_short(client: openai.OpenAI, fault: Callable[[], None]) -> None:
+    """A stream under way, the fault, and its end in an error."""
+    running = chat(client, "m", "hello", ENDLESS, stream=True)
+    next(running)
+    fault()
+    with pytest.raises(openai.APIError) as caught:
+        list(running)
+    assert caught.value.code == "engine_failed"
+
+
+async def well_again(gateway: PenstockProcess, client: openai.OpenAI) -> None:
+    def answers() -> bool:
+        try:
+            return chat(client, "m", "hello").choices[0].message.content == expected_text("hello", 12)
+        except openai.InternalServerError:
+            return False
+
+    await until(answers, "its return", 60)
+    assert readiness(gateway) == 200
+    gateway.wait_for_metric("penstock_requests_running", 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_model_whose_process_is_gone_is_cured(
+    mortal: TritonServer, gateway: PenstockProcess, number: signal.Signals
+) -> None:
+    with gateway.sdk() as client:
+        await well_again(gateway, client)
+        stub = mortal.stubs("m")[-1]
+        cut_short(client, lambda: os.kill(stub, number))
+        await well_again(gateway, client)
+
+
+async def test_a_server_that_dies_and_comes_back(mortal: TritonServer, gateway: PenstockProcess) -> None:
+    with gateway.sdk() as client:
+        await well_again(gateway, client)
+        cut_short(client, mortal.kill)
+        await until(lambda: readiness(gateway) == 503, "the gateway's knowing")
         with pytest.raises(openai.InternalServerError, match="m@1") as refused:
             chat(client, "m", "hello")
         assert (refused.value.status_code, refused.value.code) == (503, "engine_away")
         assert int(refused.value.response.headers["retry-after-ms"]) > 0
         mortal.start()
-        await until(lambda: readiness(server) == 200, "its return")
-        assert chat(client, "m", "hello").choices[0].finish_reason == "length"
+        await well_again(gateway, client)
 
 
 def readiness(server: PenstockProcess) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 _SCALARS = {"FP32": ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"), "UINT64": ("seed",)}
 _COUNTS = {"BOOL": ("return_num_input_tokens", "return_num_output_tokens")}
 
-# Names of inputs by type; those in capitals before a colon are required, everything else is optional.
+# Names of inputs by type. Those with a ! are required, all others optional.
 _INPUTS: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm": {
         "STRING": ("!text_input", "sampling_parameters"),
