@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from batching.batcher import Batcher
 from batching.client import Receiver, WorkerClient
 from batching.protocol import WorkerConfig
 from batching.scheduler import Scheduler, SchedulerConfig
@@ -239,7 +240,8 @@ async def test_an_error_in_mid_stream_ends_every_request_with_what_it_had(served
 
     engine.execute = fail_later
     with tempfile.TemporaryDirectory(prefix="pen-") as folder:
-        worker = Worker(engine, Scheduler(engine.info, SchedulerConfig()))
+        scheduler = Scheduler(engine.info, SchedulerConfig())
+        worker = Worker(lambda deliver: Batcher(engine, scheduler, deliver))
         serving = asyncio.create_task(worker.serve(listen(f"{folder}/w.sock")))
         client = await WorkerClient.connect(f"{folder}/w.sock")
         receivers = [client.submit(make_request(prompt(30), LONG)) for _ in range(3)]
