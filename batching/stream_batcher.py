@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from batching.batcher import Deliver
@@ -60,6 +60,9 @@ class StreamBatcher:
         if (error := self._refusal(request, now)) is not None:
             self._deliver([_failed(request.request_id, error)])
             return
+        room = self._engine.info.max_model_len - len(request.prompt_token_ids)
+        if request.sampling.max_tokens > room:
+            request = replace(request, sampling=replace(request.sampling, max_tokens=room))
         self.queue.put(Sequence(next(self._ids), request, request.sampling.max_tokens, request.prompt_token_ids))
         self._wake.set()
 

@@ -42,6 +42,7 @@ MODELS = (
     TritonModel("ensemble-accumulating", "ensemble", max_batch_size=8, options={"accumulate_tokens": "true"}),
     TritonModel("ensemble-uncounted", "ensemble", leave_out=("return_num_input_tokens", "return_num_output_tokens")),
     TritonModel("tokens", "tokens", max_batch_size=8),
+    TritonModel("tokens-slow", "tokens", delay_ms=4, max_batch_size=8),
     TritonModel("tokens-wide", "tokens", types={"input_ids": "INT64", "output_ids": "INT64", "seed": "INT32"}),
     TritonModel("llmapi", "llmapi"),
     TritonModel("llmapi-batched", "llmapi", max_batch_size=8),

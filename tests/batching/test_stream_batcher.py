@@ -144,6 +144,13 @@ async def test_a_full_queue_refuses_and_who_waits_too_long_is_told() -> None:
         assert bench.end("b") is ErrorCode.QUEUE_TIMEOUT
 
 
+async def test_no_answer_goes_beyond_the_context() -> None:
+    async with running() as bench:
+        bench.add("a", length=990, max_tokens=50)
+        await eventually(lambda: "a" in bench.ends)
+        assert len(bench.answers["a"]) == 10
+
+
 async def test_a_malformed_request_is_refused() -> None:
     async with running() as bench:
         bench.add("a", length=1000)
