@@ -8,7 +8,7 @@ SBIN := :/usr/sbin
 # A file that a failed line left behind would pass for a made one.
 .DELETE_ON_ERROR:
 
-.PHONY: setup serve test test-servers lint format bench soak train clean
+.PHONY: setup serve test test-servers test-triton lint format bench soak train clean
 
 setup: .venv/.installed
 
@@ -29,6 +29,7 @@ serve: setup $(DATA)/dev-key
 		exec $(BIN)/penstock serve --data-dir $(DATA) --show-key $(ARGS)
 
 test: setup test-servers
+	@$(MAKE) --no-print-directory .triton/.installed || echo "No Triton server here: its tests are skipped."
 	$(BIN)/python -m pytest $(ARGS)
 
 # Servers that tests start for themselves, on ports of their own. Root gets what is missing from Debian's or Ubuntu's
@@ -45,6 +46,16 @@ test-servers:
 			apt-get install -y -qq --no-install-recommends $$missing; } >/dev/null 2>&1 && missing=; \
 	fi; \
 	[ -z "$$missing" ] || echo "Some tests will be skipped. To run them: apt-get install$$missing"
+
+# A real Triton for the tests of its engine, in an environment of its own, that nothing else uses.
+TRITON := nvidia-pytriton==0.7.0
+.triton/.installed: | setup
+	$(BIN)/python -m venv .triton
+	.triton/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --no-deps $(TRITON) 'numpy<2'
+	@touch $@
+
+test-triton: setup .triton/.installed
+	$(BIN)/python -m pytest -m triton $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -71,4 +82,4 @@ train: setup
 	$(BIN)/python models/train_tiny_chat.py $(if $(CORPORA),--corpora $(CORPORA)) $(ARGS)
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .triton .pytest_cache .mypy_cache .ruff_cache .hypothesis

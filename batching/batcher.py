@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from batching.scheduler import Scheduler
+from batching.stats import WorkerStats
 from engines.base import StepEngine
 from engines.types import GenerationRequest, OutputDelta, StepPlan, StepResult
 
@@ -38,6 +39,9 @@ class Batcher:
         if (delta := self._scheduler.abort(request_id)) is not None:
             self._deliver([delta])
         self._wake.set()
+
+    def snapshot(self) -> WorkerStats:
+        return self._scheduler.snapshot()
 
     async def run(self) -> None:
         """Raises what a failed step raised."""

@@ -79,3 +79,21 @@ def _partition(rows: list[ScheduledSequence], max_waste: float) -> LengthGroups:
             groups.append([row])
             queries, context, area = row.num_tokens, row.start + row.num_tokens, its_cells
     return LengthGroups(groups, Cells(real, closed + area - real))
+
+
+def fill_batch(first: int, lengths: Sequence[int], size: int, max_waste: float = MAX_PADDING_WASTE) -> list[int]:
+    """Which prompts to run in one batch with `lengths[first]`, for engines that pad a batch to its longest: indices,
+    `first` before all others, then the nearest in length, of those the earliest.
+
+    Padding stays within `max_waste` of the batch's real tokens.
+    """
+    others = [index for index in range(len(lengths)) if index != first]
+    batch, real, longest = [first], lengths[first], lengths[first]
+    for index in sorted(others, key=lambda i: abs(lengths[i] - lengths[first])):
+        grown, total = max(longest, lengths[index]), real + lengths[index]
+        if len(batch) == size:
+            break
+        if grown * (len(batch) + 1) <= (1 + max_waste) * total:
+            batch.append(index)
+            real, longest = total, grown
+    return batch

@@ -48,6 +48,9 @@ class Receiver:
 
 def _merge(first: OutputDelta, then: OutputDelta) -> None:
     first.token_ids.extend(then.token_ids)
+    first.text += then.text
+    first.num_text_tokens += then.num_text_tokens
+    first.prompt_tokens = first.prompt_tokens or then.prompt_tokens
     first.finish_reason = then.finish_reason
     first.error = then.error
     first.computed_tokens = then.computed_tokens

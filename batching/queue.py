@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from batching.sequence import Sequence
 
@@ -123,8 +123,12 @@ class AdmissionQueue:
         accounts = self._classes[min(self._classes)]
         return accounts[min(accounts, key=self.served.__getitem__)][0]
 
+    def __iter__(self) -> Iterator[Sequence]:
+        """Everybody who waits, in order of arrival."""
+        return iter(self._waiting.values())
+
     def pop(self, sequence: Sequence, now: float) -> None:
-        """Take out the sequence that `peek` gave: it starts."""
+        """Take out one that starts: the sequence that `peek` gave, or one that runs together with it."""
         self._remove(sequence)
         self._drain.record(now)
         self.served.start(sequence.request.account)

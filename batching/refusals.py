@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from engines.types import EngineInfo, ErrorCode, GenerationRequest, RequestError
 
+AWAY_RETRY_MS = 2000
+
 
 def check_request(request: GenerationRequest, info: EngineInfo, max_model_len: int) -> RequestError | None:
     """What the engine could not run, whatever its state. The gateway has checked the same things: this is what keeps
@@ -11,7 +13,7 @@ def check_request(request: GenerationRequest, info: EngineInfo, max_model_len: i
     prompt = request.prompt_token_ids
     if not 0 < len(prompt) < max_model_len:
         message = f"The prompt has {len(prompt)} tokens; this model takes 1 to {max_model_len - 1}."
-    elif min(prompt) < 0 or max(prompt) >= info.vocab_size:
+    elif min(prompt) < 0 or (info.vocab_size and max(prompt) >= info.vocab_size):
         message = f"The prompt has a token id outside the vocabulary of {info.vocab_size} tokens."
     elif request.sampling.max_tokens < 1:
         message = "max_tokens: expected at least 1."
@@ -30,3 +32,7 @@ def waited_in_vain(request: GenerationRequest, now: float, retry_after_ms: int) 
         return RequestError(ErrorCode.DEADLINE, "The request's time ran out while it was waiting.")
     message = f"The model is at capacity: the request waited {now - request.arrival:.1f} s for a place."
     return RequestError(ErrorCode.QUEUE_TIMEOUT, message, retry_after_ms)
+
+
+def away() -> RequestError:
+    return RequestError(ErrorCode.ENGINE_FAILED, "The model's server can't be reached at the moment.", AWAY_RETRY_MS)

@@ -13,6 +13,7 @@ BATCH_SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 @dataclass(slots=True)
 class WorkerStats:
     # gauges
+    ready: bool = True  # whether its engine can be reached
     running: int = 0
     waiting: int = 0
     kv_blocks_used: int = 0

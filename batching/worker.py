@@ -15,13 +15,15 @@ import socket
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NoReturn
+from functools import partial
+from typing import NoReturn, Protocol
 
 import msgspec
 
 from batching import logs
-from batching.batcher import Batcher
+from batching.batcher import Batcher, Deliver
 from batching.child import announce, outlive_parent, take_stdout
 from batching.protocol import (
     Deltas,
@@ -36,9 +38,11 @@ from batching.protocol import (
     to_worker,
 )
 from batching.scheduler import Scheduler
+from batching.stats import WorkerStats
+from batching.stream_batcher import StreamBatcher
 from engines import registry
-from engines.base import EngineError, StepEngine
-from engines.types import OutputDelta
+from engines.base import EngineError, StreamEngine
+from engines.types import GenerationRequest, OutputDelta
 
 STATS_INTERVAL = 0.1  # seconds
 MAX_UNSENT_BYTES = 64 * 2**20  # to a gateway that has stopped reading
@@ -47,12 +51,23 @@ EXIT_FAILED, EXIT_CANNOT_START = 1, 2
 log = logging.getLogger("penstock.worker")
 
 
+class AnyBatcher(Protocol):
+    """What drives an engine. Every request that is added is answered, to its last delta, by way of `Deliver`."""
+
+    def add(self, request: GenerationRequest) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def snapshot(self) -> WorkerStats: ...
+
+    async def run(self) -> None: ...
+
+
 class Worker:
     """Serves any number of gateways: a request's deltas go to the connection that it came by."""
 
-    def __init__(self, engine: StepEngine, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._batcher = Batcher(engine, scheduler, self._deliver)
+    def __init__(self, make_batcher: Callable[[Deliver], AnyBatcher]) -> None:
+        self._batcher = make_batcher(self._deliver)
         self._owners: dict[str, asyncio.StreamWriter] = {}
         self._gateways: set[asyncio.StreamWriter] = set()
 
@@ -65,7 +80,7 @@ class Worker:
 
     async def _serve_gateway(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._gateways.add(writer)
-        self._send(writer, frame(Stats(self._scheduler.snapshot())))
+        self._send(writer, frame(Stats(self._batcher.snapshot())))
         try:
             while True:
                 self._handle(await read_message(reader, to_worker), writer)
@@ -115,7 +130,7 @@ class Worker:
     async def _report(self) -> None:
         last = b""
         while True:
-            data = frame(Stats(self._scheduler.snapshot()))
+            data = frame(Stats(self._batcher.snapshot()))
             if data != last:
                 for gateway in self._gateways:
                     self._send(gateway, data)
@@ -174,10 +189,15 @@ def run(config: WorkerConfig, answer: int) -> None:
     """Load the engine, say so, and serve. Raises EngineError when it can't be built, later whatever a step raised."""
     listener = listen(config.socket_path)
     engine = registry.create(config.engine)
-    scheduler = Scheduler(engine.info, config.scheduler)
-    scheduler.stats.restarts = config.restarts
-    announce(answer, Started(replace(engine.info, max_model_len=scheduler.max_model_len)))
-    asyncio.run(Worker(engine, scheduler).serve(listener))
+    if isinstance(engine, StreamEngine):
+        announce(answer, Started(engine.info))
+        worker = Worker(partial(StreamBatcher, engine, config.scheduler, config.restarts))
+    else:
+        scheduler = Scheduler(engine.info, config.scheduler)
+        scheduler.stats.restarts = config.restarts
+        announce(answer, Started(replace(engine.info, max_model_len=scheduler.max_model_len)))
+        worker = Worker(partial(Batcher, engine, scheduler))
+    asyncio.run(worker.serve(listener))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -31,16 +31,29 @@ class StepEngine(Protocol):
     def close(self) -> None: ...
 
 
-class StreamEngine(Protocol):
-    """An engine that batches inside (Triton): our queue orders, bounds and groups what it is sent."""
+class StreamEngine(ABC):
+    """An engine that batches inside (Triton): our queue orders, bounds and groups what it is sent.
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[OutputDelta]: ...
+    All methods belong to the worker's event loop.
+    """
 
-    async def abort(self, request_id: str) -> None: ...
+    info: EngineInfo
 
-    async def health(self) -> bool: ...
+    @abstractmethod
+    def generate(self, request: GenerationRequest, padded_len: int) -> AsyncGenerator[OutputDelta, None]:
+        """The answer: the last delta has a finish reason, an ERROR where something fails. Closing it stops the work.
 
-    def capacity(self) -> int: ...
+        `padded_len` is the length that token ids may be padded to, to be of one shape with others sent at the same
+        time.
+        """
+
+    @abstractmethod
+    async def watch(self) -> None:
+        """Look after the engine, for as long as the worker lives."""
+
+    @abstractmethod
+    def capacity(self) -> int:
+        """How many requests it can run at once; 0 while it is away."""
 
 
 class ThreadedStepEngine(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engines.base import EngineError, StepEngine
+from engines.base import EngineError, StepEngine, StreamEngine
 from engines.types import EngineConfig
 
 
@@ -29,10 +29,26 @@ def _fake(config: EngineConfig) -> StepEngine:
     return FakeEngine(config)
 
 
-FACTORIES: dict[str, Callable[[EngineConfig], StepEngine]] = {"torch": _torch, "onnx": _onnx, "fake": _fake}
+def _triton(config: EngineConfig) -> StreamEngine:
+    try:
+        from engines.triton.engine import TritonEngine
+
+        return TritonEngine(config)
+    except ModuleNotFoundError as error:
+        message = f'engine: triton needs {error.name}: install it with pip install "penstock[triton]"'
+        raise EngineError(message) from error
 
 
-def create(config: EngineConfig) -> StepEngine:
+Engine = StepEngine | StreamEngine
+FACTORIES: dict[str, Callable[[EngineConfig], Engine]] = {
+    "torch": _torch,
+    "onnx": _onnx,
+    "triton": _triton,
+    "fake": _fake,
+}
+
+
+def create(config: EngineConfig) -> Engine:
     """Build and load the engine; may take minutes. Raises EngineError."""
     if config.kind not in FACTORIES:
         raise EngineError(f'engine: expected one of {", ".join(FACTORIES)}, got "{config.kind}"')

@@ -49,6 +49,7 @@ class SamplingParams:
 
     max_tokens: int
     min_tokens: int = 0
+    ignore_eos: bool = False  # the model's own ends of answers are not among `stop_token_ids`
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -77,11 +78,15 @@ class GenerationRequest:
     deadline: float
     priority: int = 0  # a lower number runs first
     cache_salt: bytes = b""
+    prompt_text: str = ""  # the same prompt, for engines with `EngineInfo.takes_text`
 
 
 @dataclass(slots=True)
 class OutputDelta:
-    """What one step added to one request. The delta with a `finish_reason` is its last."""
+    """What one step added to one request. The delta with a `finish_reason` is its last.
+
+    An engine that only speaks text leaves `token_ids` empty. Its `text` ends before a stop token.
+    """
 
     request_id: str
     token_ids: list[int] = field(default_factory=list)
@@ -90,6 +95,13 @@ class OutputDelta:
     cached_tokens: int = 0  # of the prompt; set on the first delta
     queue_seconds: float = 0.0  # from arrival to the first step; set on the first delta
     computed_tokens: int = 0  # of the prompt, cached ones included; set on the delta of an abort
+    text: str = ""
+    num_text_tokens: int = 0  # that `text` stands for, by the engine's own count; 0: it does not say
+    prompt_tokens: int = 0  # by the engine's own count; 0: it does not say
+
+    @property
+    def has_output(self) -> bool:
+        return bool(self.token_ids or self.text or self.num_text_tokens)
 
 
 @dataclass(slots=True)
@@ -111,6 +123,10 @@ class EngineConfig:
 
     kind: str
     path: str = ""  # a local folder
+    name: str = ""  # of the deployment, for messages
+    url: str = ""  # of the server that runs the model, where another one does; then its own name for it, and version
+    remote_model: str = ""
+    remote_version: str = ""  # "": its policy
     dtype: str = "auto"  # auto | float32 | bfloat16
     quantize: str = "none"
     max_model_len: int = 0
@@ -120,16 +136,22 @@ class EngineConfig:
 
 @dataclass(slots=True, frozen=True)
 class EngineInfo:
-    """What a loaded engine can hold. KV space is counted in blocks of `block_size` tokens."""
+    """What a loaded engine can hold. KV space is counted in blocks of `block_size` tokens.
+
+    A StreamEngine plans its own steps and memory: of it, `block_size`, `num_blocks` and `token_budget` are 0.
+    """
 
     max_model_len: int
     max_num_seqs: int
-    vocab_size: int
-    block_size: int
-    num_blocks: int
-    token_budget: int  # tokens a step, decodes and prefill chunks together
+    vocab_size: int  # 0: it does not say
+    block_size: int = 0
+    num_blocks: int = 0
+    token_budget: int = 0  # tokens a step, decodes and prefill chunks together
     steps_in_flight: int = 1  # 2: the next step is planned and submitted while one runs
     description: str = ""  # for people: dtype, device, threads
+    takes_text: bool = False  # prompts as text, not as token ids
+    max_batch_size: int = 0  # without in-flight batching: how many start, and end, together; 0: any, at any time
+    sampling: frozenset[str] | None = None  # the fields of SamplingParams that it can carry out; None: all
 
 
 @dataclass(slots=True, frozen=True)

@@ -38,6 +38,12 @@ def serve(
     engine: Annotated[str | None, typer.Option(help="torch | onnx | triton | fake, for every model.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto | float32 | bfloat16, for every model.")] = None,
     quantize: Annotated[str | None, typer.Option(help="none | int8, for every model.")] = None,
+    triton_url: Annotated[
+        str | None, typer.Option(help="HOST:PORT of Triton's gRPC, for every model; MODEL is its name there.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or Hugging Face id of the tokenizer, for every model.")
+    ] = None,
     gateways: Annotated[int | None, typer.Option(help="Gateway processes; more than 1 needs Redis.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the database is.")] = None,
     show_key: Annotated[
@@ -52,6 +58,8 @@ def serve(
         "engine": engine,
         "dtype": dtype,
         "quantize": quantize,
+        "triton_url": triton_url,
+        "tokenizer": tokenizer,
         "gateways": gateways,
         "data_dir": data_dir,
     }

@@ -121,6 +121,7 @@ class Generation:
             request_id=f"{caller.request_id}-{index}",
             account=caller.principal.account_id,
             prompt_token_ids=prompt.token_ids,
+            prompt_text=prompt.text,
             sampling=prompt.sampling,
             arrival=caller.arrival,
             deadline=self._deadline,
@@ -137,11 +138,10 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """Of all choices so far."""
-        started = [choice for choice in self._choices if choice.num_output]
         return Usage(
-            prompt_tokens=sum(len(choice.prompt.token_ids) for choice in started),
-            cached_tokens=sum(choice.num_cached for choice in started),
-            completion_tokens=sum(choice.num_output for choice in started),
+            prompt_tokens=sum(choice.num_prompt for choice in self._choices),
+            cached_tokens=sum(choice.num_cached for choice in self._choices),
+            completion_tokens=sum(choice.num_output for choice in self._choices),
         )
 
     async def next(self, patience: float = float("inf")) -> list[Piece]:
@@ -184,12 +184,12 @@ class Generation:
         for choice in self._choices:
             if choice.finish_reason is None and (delta := choice.receiver.take()) is not None:
                 piece = self._take(choice, delta)
-                if delta.token_ids or delta.error is None:
+                if delta.has_output or delta.error is None:
                     pieces.append(piece)
         return pieces
 
     def _take(self, choice: Choice, delta: OutputDelta) -> Piece:
-        if delta.token_ids:
+        if delta.has_output:
             self._observe_tokens()
         piece = choice.take(delta)
         if delta.error is not None:

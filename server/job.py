@@ -32,6 +32,8 @@ class PreparedPrompt:
     token_ids: list[int]
     sampling: SamplingParams
     new_stream: Callable[[], TextStream]
+    count_tokens: Callable[[str], int]  # of an answer whose engine gives text and no count
+    text: str = ""  # the same prompt, for engines that take text
 
 
 @dataclass(slots=True, frozen=True)

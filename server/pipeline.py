@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from engines.types import Usage
@@ -31,6 +32,14 @@ DRAIN_RETRY_MS = 1000  # by then a load balancer has seen /readyz
 LONG_TEXT = 20_000  # characters; longer ones are filtered and tokenized off the event loop
 
 
+@dataclass(slots=True, frozen=True)
+class _Prompt:
+    """`text` is the same, for engines that take text."""
+
+    token_ids: list[int]
+    text: str
+
+
 class Pipeline:
     """What every request goes through. One a gateway."""
 
@@ -44,8 +53,8 @@ class Pipeline:
         deployment = self.router.resolve(body.model, caller.principal)
         messages = [message.for_template() for message in body.messages]
         size = sum(map(len, strings_in(messages)))
-        token_ids = await off_loop_if(size > LONG_TEXT, lambda: self._encode_chat(messages, deployment))
-        prepared = self._prepare(body, deployment, token_ids)
+        prompt = await off_loop_if(size > LONG_TEXT, lambda: self._encode_chat(messages, deployment))
+        prepared = self._prepare(body, deployment, prompt)
         return self._generation(caller, body, deployment, [prepared], "chat", "chatcmpl")
 
     async def completion(self, caller: Caller, body: CompletionRequest) -> Generation:
@@ -53,21 +62,24 @@ class Pipeline:
         deployment = self.router.resolve(body.model, caller.principal)
         size = sum(map(len, body.prompt))
         encoded = await off_loop_if(size > LONG_TEXT, lambda: [self._encode(p, deployment) for p in body.prompt])
-        prepared = [self._prepare(body, deployment, token_ids) for token_ids in encoded]
+        prepared = [self._prepare(body, deployment, prompt) for prompt in encoded]
         return self._generation(caller, body, deployment, prepared, "completions", "cmpl")
 
-    def _encode_chat(self, messages: list[dict[str, Any]], deployment: Deployment) -> list[int]:
+    def _encode_chat(self, messages: list[dict[str, Any]], deployment: Deployment) -> _Prompt:
         self._check_content(client_strings(messages), "messages")
-        return deployment.encoder.encode(messages)
+        encoder = deployment.encoder
+        rendered = encoder.render(messages)
+        text = encoder.as_text(rendered) if deployment.takes_text else ""
+        return _Prompt(encoder.encode_rendered(rendered), text)
 
-    def _encode(self, prompt: str | list[int], deployment: Deployment) -> list[int]:
-        tokenizer = deployment.tokenizer
+    def _encode(self, prompt: str | list[int], deployment: Deployment) -> _Prompt:
+        tokenizer, takes_text = deployment.tokenizer, deployment.takes_text
         if isinstance(prompt, str):
             self._check_content([prompt], "prompt")
-            return tokenizer.encode(prompt, add_special_tokens=True)
+            return _Prompt(tokenizer.encode(prompt, add_special_tokens=True), prompt if takes_text else "")
         check_token_prompt(prompt, deployment.limits.vocab_size)
         self._check_content([tokenizer.decode(prompt)], "prompt")
-        return prompt
+        return _Prompt(prompt, deployment.encoder.ids_as_text(prompt) if takes_text else "")
 
     def _check_content(self, texts: Iterable[str], param: str) -> None:
         for text in texts:
@@ -76,15 +88,18 @@ class Pipeline:
                     "The request was refused by the content filter.", param=param, code="content_filter"
                 )
 
-    def _prepare(self, body: GenerationFields, deployment: Deployment, token_ids: list[int]) -> PreparedPrompt:
-        sampling = resolve(body, len(token_ids), deployment.limits)
+    def _prepare(self, body: GenerationFields, deployment: Deployment, prompt: _Prompt) -> PreparedPrompt:
+        sampling = resolve(body, len(prompt.token_ids), deployment.limits)
 
         def new_stream() -> TextStream:
             # The text is that of the new tokens alone, as transformers decodes them.
             mask = self._filter.output_mask()
             return TextStream(deployment.tokenizer.detokenizer(), body.stop, mask, sampling.min_tokens)
 
-        return PreparedPrompt(token_ids, sampling, new_stream)
+        def count_tokens(text: str) -> int:
+            return len(deployment.tokenizer.encode(text, add_special_tokens=False))
+
+        return PreparedPrompt(prompt.token_ids, sampling, new_stream, count_tokens, prompt.text)
 
     def _generation(
         self,

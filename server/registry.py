@@ -41,6 +41,11 @@ class Replica:
         return self.link.client
 
     @property
+    def is_ready(self) -> bool:
+        """Whether its worker is there, and the engine behind it."""
+        return self.client is not None and self.client.stats.ready
+
+    @property
     def stats(self) -> WorkerStats:
         """As last reported: while the worker is away, what it had counted stays known."""
         self._latest = self.client or self._latest
@@ -62,6 +67,7 @@ class Deployment:
     limits: ModelLimits
     replicas: Sequence[Replica]
     fingerprint: str
+    takes_text: bool = False  # its engine wants prompts as text
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -74,7 +80,7 @@ class Deployment:
 
     @property
     def is_ready(self) -> bool:
-        return any(replica.client is not None for replica in self.replicas)
+        return any(replica.is_ready for replica in self.replicas)
 
 
 class Registry:
@@ -111,7 +117,7 @@ class Registry:
     def replica_stats(self) -> Iterator[tuple[str, str, WorkerStats, bool]]:
         for deployment in self.deployments.values():
             for replica in deployment.replicas:
-                yield deployment.model, deployment.version, replica.stats, replica.client is not None
+                yield deployment.model, deployment.version, replica.stats, replica.is_ready
 
     async def _deploy(self, model: ModelSettings) -> Deployment:
         folder = await asyncio.to_thread(_find_folder, model)
@@ -134,6 +140,10 @@ class Registry:
                 max_model_len=model.max_model_len,
                 max_num_seqs=model.max_num_seqs,
                 options=model.options,
+                name=name,
+                url=model.url,
+                remote_model=model.triton_model or model.name,
+                remote_version=model.triton_version,
             ),
             scheduler=SchedulerConfig(max_queue=model.max_queue, queue_timeout=self._settings.timeouts.queue),
             log_level=self._settings.server.log_level,
@@ -161,6 +171,7 @@ def _deployment(
         limits=_limits(model, folder, info, encoder.tokenizer),
         replicas=replicas,
         fingerprint=_fingerprint(model, info),
+        takes_text=info.takes_text,
     )
 
 
@@ -185,10 +196,11 @@ def _load_encoder(model: ModelSettings, folder: Path | None) -> ChatEncoder:
 def _limits(model: ModelSettings, folder: Path | None, info: EngineInfo, tokenizer: Tokenizer) -> ModelLimits:
     return ModelLimits(
         context=info.max_model_len,
-        vocab_size=info.vocab_size,
+        vocab_size=info.vocab_size or tokenizer.vocab_size,
         max_tokens_default=model.max_tokens_default,
         eos_token_ids=tokenizer.eos_token_ids | (_stop_token_ids(folder) if folder else frozenset()),
-        defaults=SamplingDefaults.load(folder) if folder else SamplingDefaults(),
+        defaults=SamplingDefaults.load(folder).only(info.sampling) if folder else SamplingDefaults(),
+        sampling=info.sampling,
     )
 
 

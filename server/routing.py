@@ -56,9 +56,15 @@ class Router:
 
 def pick(deployment: Deployment) -> Replica:
     """The replica with the least to do. Raises Overloaded while none serves."""
-    ready = [replica for replica in deployment.replicas if replica.client is not None]
+    ready = [replica for replica in deployment.replicas if replica.is_ready]
     if not ready:
-        raise Overloaded(
-            f"The model {deployment.id} is starting.", code="engine_starting", retry_after_ms=STARTING_RETRY_MS
-        )
+        raise _not_ready(deployment)
     return min(ready, key=lambda replica: replica.load)
+
+
+def _not_ready(deployment: Deployment) -> Overloaded:
+    if all(replica.client is None for replica in deployment.replicas):
+        message, code = f"The model {deployment.id} is starting.", "engine_starting"
+    else:
+        message, code = f"The server of the model {deployment.id} can't be reached at the moment.", "engine_away"
+    return Overloaded(message, code=code, retry_after_ms=STARTING_RETRY_MS)

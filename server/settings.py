@@ -7,7 +7,7 @@ with one line: where it stands, the key, what was expected. An empty environment
     PENSTOCK_HOST PENSTOCK_PORT PENSTOCK_GATEWAYS PENSTOCK_DATABASE_URL PENSTOCK_REDIS_URL PENSTOCK_TLS_CERT
     PENSTOCK_TLS_KEY PENSTOCK_CORS_ORIGINS (separated by commas) PENSTOCK_DATA_DIR PENSTOCK_LOG_LEVEL
                           the keys of [server]
-    PENSTOCK_ENGINE PENSTOCK_DTYPE PENSTOCK_QUANTIZE
+    PENSTOCK_ENGINE PENSTOCK_DTYPE PENSTOCK_QUANTIZE PENSTOCK_TRITON_URL (`url`) PENSTOCK_TOKENIZER
                           these keys of every model
     PENSTOCK_ADMIN_KEY PENSTOCK_API_KEY PENSTOCK_KEY_PEPPER
                           secrets, which no file holds: any 16 to 512 characters, as `server.keys.may_be_key` says
@@ -67,6 +67,15 @@ def _made_of(characters: str, words: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _empty_or(pattern: str, words: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if text and not re.fullmatch(pattern, text):
+            raise value_error(f"expected {words}, got {shown(text)}")
+        return text
+
+    return AfterValidator(check)
+
+
 def _expanded(folder: Path) -> Path:
     try:
         return folder.expanduser()
@@ -80,6 +89,8 @@ Seconds = Annotated[float, Field(gt=0, le=86400)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]  # TOML's arrays are lists
 DatabaseURL = Annotated[str, _starts_with("postgresql+psycopg://", "sqlite+aiosqlite:///")]
+HostPort = Annotated[str, _empty_or(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", "HOST:PORT")]
+TritonVersion = Annotated[str, _empty_or("[0-9]+", 'one of Triton\'s own, an integer such as "1"')]
 RedisURL = Annotated[str, _starts_with("redis://", "rediss://", "unix://")]
 
 
@@ -119,9 +130,9 @@ class ModelSettings(_Section):
     max_queue: Annotated[int, Field(ge=1)] = 1024
     system_prompt: str = ""
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    url: str = ""
-    triton_model: str = ""
-    triton_version: str = ""
+    url: HostPort = ""
+    triton_model: str = ""  # "": the name
+    triton_version: TritonVersion = ""  # "": Triton's policy
     tokenizer: str = ""
     options: dict[str, Any] = Field(default_factory=dict)  # of this engine kind alone
 
@@ -145,7 +156,7 @@ _TRITON_KEYS = ("url", "triton_model", "triton_version")
 _MEANINGLESS = {
     "torch": _TRITON_KEYS,
     "onnx": _TRITON_KEYS,
-    "triton": (),
+    "triton": ("dtype", "quantize"),
     "fake": (*_TRITON_KEYS, "path", "tokenizer", "dtype", "quantize"),
 }
 
@@ -228,8 +239,7 @@ def load(path: Path | None, overrides: Mapping[str, object], environ: Mapping[st
     """Read everything once. `path` is --config; without it PENSTOCK_CONFIG, without that no file is read.
 
     `overrides` are the flags by name, None where not given: keys of [server], `models` (the MODEL arguments, which take
-    the place of the file's models, and of their aliases), and `engine`, `dtype`, `quantize`, which override every
-    model's own.
+    the place of the file's models, and of their aliases), and those of MODEL_FLAGS, which override every model's own.
     Raises SettingsError.
     """
     variables = Variables(environ, VARIABLES)

@@ -12,19 +12,30 @@ from server.settings_layers import PREFIX, Layers, Variables, key_path, shown
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "models" / "tiny-chat"
 BUNDLED_MODEL = {"name": "tiny-chat", "path": str(BUNDLED_FOLDER), "dtype": "float32", "max_model_len": 1024}
 BUNDLED_ALIASES = ("gpt-4", "gpt-4o-mini", "gpt-3.5-turbo")
-MODEL_FLAGS = ("engine", "dtype", "quantize")  # each overrides its key in every model
+# Each overrides this key in every model.
+MODEL_FLAGS = {
+    "engine": "engine",
+    "dtype": "dtype",
+    "quantize": "quantize",
+    "triton_url": "url",
+    "tokenizer": "tokenizer",
+}
 HUB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"  # of Hugging Face: org/name, or gpt2
 
 
 def lay_models(layers: Layers, variables: Variables, overrides: Mapping[str, object]) -> list[str]:
     """Returns warnings."""
     chosen = _chosen(variables, overrides)
+
+    def is_engine(kind: str) -> bool:
+        return chosen.get("engine", ("", ""))[0] == kind
+
     arguments = overrides.get("models")
     warnings = []
     if isinstance(arguments, Sequence) and arguments:
-        warnings = _replace_models(layers, arguments)
+        warnings = _replace_models(layers, arguments, is_triton=is_engine("triton"))
     elif "models" not in layers.raw:
-        layers.raw["models"] = [_bundled(is_fake=chosen.get("engine", ("", ""))[0] == "fake")]
+        layers.raw["models"] = [_bundled(is_fake=is_engine("fake"))]
         layers.default("routing", "aliases", dict.fromkeys(BUNDLED_ALIASES, BUNDLED_MODEL["name"]))
     models = layers.raw["models"]
     for key, (value, label) in chosen.items():
@@ -33,9 +44,13 @@ def lay_models(layers: Layers, variables: Variables, overrides: Mapping[str, obj
     return warnings
 
 
-def models_from_arguments(arguments: Sequence[str]) -> list[dict[str, object]]:
-    """The MODEL arguments as tables of `[[models]]`: named after the folder, or after the last part of the id."""
-    return [{"name": _model_name(argument), "path": argument, "version": "1"} for argument in arguments]
+def models_from_arguments(arguments: Sequence[str], *, is_triton: bool = False) -> list[dict[str, object]]:
+    """The MODEL arguments as tables of `[[models]]`: named after the folder, or after the last part of the id.
+
+    To Triton they are its own names; the tokenizer is there or, if another flag says so, elsewhere.
+    """
+    key = "tokenizer" if is_triton else "path"
+    return [{"name": _model_name(argument), key: argument, "version": "1"} for argument in arguments]
 
 
 def _model_name(argument: str) -> str:
@@ -46,11 +61,11 @@ def _model_name(argument: str) -> str:
 def _chosen(variables: Variables, overrides: Mapping[str, object]) -> dict[str, tuple[object, str]]:
     """What holds for every model, with the flag or variable that says so."""
     chosen: dict[str, tuple[object, str]] = {}
-    for key in MODEL_FLAGS:
-        if (value := overrides.get(key)) is not None:
-            chosen[key] = value, f"--{key}"
-        elif (text := variables.get(key.upper())) is not None:
-            chosen[key] = text, PREFIX + key.upper()
+    for flag, key in MODEL_FLAGS.items():
+        if (value := overrides.get(flag)) is not None:
+            chosen[key] = value, "--" + flag.replace("_", "-")
+        elif (text := variables.get(flag.upper())) is not None:
+            chosen[key] = text, PREFIX + flag.upper()
     return chosen
 
 
@@ -59,8 +74,8 @@ def _bundled(*, is_fake: bool) -> dict[str, Any]:
     return {"name": BUNDLED_MODEL["name"]} if is_fake else dict(BUNDLED_MODEL)
 
 
-def _replace_models(layers: Layers, arguments: Sequence[str]) -> list[str]:
-    models = models_from_arguments(arguments)
+def _replace_models(layers: Layers, arguments: Sequence[str], *, is_triton: bool) -> list[str]:
+    models = models_from_arguments(arguments, is_triton=is_triton)
     gone = _names(layers.raw.get("models", [BUNDLED_MODEL])) - _names(models)
     layers.raw["models"] = models
     for i, argument in enumerate(arguments):

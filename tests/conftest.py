@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from tests import postgres_server
 from tests.postgres_server import PostgresServer
 from tests.quota.redis_server import WHY_NOT, RedisServer, is_installed
+from tests.triton_server import MODELS, TritonServer, running_triton
 
 # Time says nothing on a shared machine. `make soak` asks for the long run.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -67,3 +68,9 @@ def postgres() -> Iterator[PostgresServer]:
         server.stop()
     finally:
         shutil.rmtree(server.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """One server for all tests that do it no harm."""
+    yield from running_triton(tmp_path_factory.mktemp("triton"), MODELS)

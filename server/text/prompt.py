@@ -33,16 +33,49 @@ class ChatEncoder:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The prompt's token ids; long ones belong in a thread. Raises InvalidRequest as `ChatTemplate.render` does."""
-        text = self.template.render(
+        text = self.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, template_kwargs=template_kwargs
+        )
+        return self.encode_rendered(text)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt as one text, with marks in it where a message holds a special token's string."""
+        return self.template.render(
             messages,
             tools=self._inert(tools),
             add_generation_prompt=add_generation_prompt,
             template_kwargs=self._inert(template_kwargs),
             change=self._inert,
         )
+
+    def encode_rendered(self, text: str) -> list[int]:
         if INERT in text:
             return self.tokenizer.encode_inert(text)
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def as_text(self, rendered: str) -> str:
+        """What `render` gave, for an engine with a tokenizer of its own, which begins every text as ours does by
+        default. Raises InvalidRequest: no such engine can be told that a special token's string is plain text."""
+        if INERT in rendered:
+            message = "A message holds the text of one of this model's special tokens, which it can't be given."
+            raise InvalidRequest(message, param="messages")
+        bos = self.tokenizer.special_tokens.get("bos_token", "")
+        adds_bos = self.tokenizer.encode("", add_special_tokens=True)[:1] == [self.tokenizer.bos_token_id]
+        return rendered.removeprefix(bos) if adds_bos else rendered
+
+    def ids_as_text(self, token_ids: list[int]) -> str:
+        """The same for a prompt of token ids. Raises InvalidRequest where no text stands for just these."""
+        text = self.tokenizer.decode(token_ids)
+        if self.tokenizer.encode(text, add_special_tokens=True) != token_ids:
+            raise InvalidRequest("This model takes text, and these token ids are those of none.", param="prompt")
+        return text
 
     def _inert(self, value: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""One answer's way from token ids to what its client reads."""
+"""One answer's way from token ids, or an engine's text, to what its client reads."""
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ class TextStream:
         if self._num_unstoppable:
             return self._add_unstoppable(ids)
         return self._step(self._detokenizer.add(ids), last=False)
+
+    def add_text(self, text: str, num_tokens: int) -> TextPiece:
+        """The same for an engine that gives text: what `num_tokens` tokens add. `add` and this do not mix."""
+        if self._plain:
+            return TextPiece(text)
+        if not self._num_unstoppable:
+            return self._step(text, last=False)
+        # Where in the text the last token without a right to stop ends, nobody knows: it counts as a whole.
+        self._num_unstoppable = max(0, self._num_unstoppable - num_tokens)
+        return TextPiece(text if self._mask is None else self._mask.feed(text))
 
     def _add_unstoppable(self, ids: Sequence[int]) -> TextPiece:
         early, later = ids[: self._num_unstoppable], ids[self._num_unstoppable :]

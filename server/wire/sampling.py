@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -152,6 +152,10 @@ class SamplingDefaults:
             known["temperature"] = 0.0
         return cls(**known)
 
+    def only(self, carried: frozenset[str] | None) -> SamplingDefaults:
+        """Those that the engine carries out; None: all."""
+        return self if carried is None else SamplingDefaults(**{k: v for k, v in asdict(self).items() if k in carried})
+
 
 def _sensible(value: object, bounds: Mapping[str, Any]) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -168,19 +172,40 @@ class ModelLimits:
     max_tokens_default: int
     eos_token_ids: frozenset[int] = frozenset()
     defaults: SamplingDefaults = SamplingDefaults()
+    sampling: frozenset[str] | None = None  # the parameters that its engine carries out; None: all
+
+
+# What asks for nothing, where an engine has no such parameter.
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "temperature": (),
+    "top_p": (1.0,),
+    "top_k": (0, -1),
+    "min_p": (0.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "repetition_penalty": (1.0,),
+    "logit_bias": ({},),
+    "seed": (),
+    "stop_token_ids": ([],),
+}
 
 
 def resolve(request: GenerationFields, prompt_tokens: int, limits: ModelLimits) -> SamplingParams:
     """One prompt's SamplingParams: the client's value, else the model's, else OpenAI's.
 
-    Raises InvalidRequest: `context_length_exceeded`, an empty prompt, or a token id outside the vocabulary.
+    Raises InvalidRequest: `context_length_exceeded`, an empty prompt, or a token id outside the vocabulary, and
+    UnsupportedParameter for one that the model's engine can't carry out.
     """
+    _check_carried(request, limits)
     max_tokens = _max_tokens(request, prompt_tokens, limits)
     temperature = _first(request.temperature, limits.defaults.temperature, 1.0)
     top_p = _first(request.top_p, limits.defaults.top_p, 1.0)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min(request.min_tokens or 0, max_tokens),
+        ignore_eos=bool(request.ignore_eos),
         # A nucleus of mass 0 is the likeliest token alone: greedy, without asking each engine to know that.
         temperature=0.0 if top_p == 0 else temperature,
         top_p=top_p or 1.0,
@@ -194,6 +219,13 @@ def resolve(request: GenerationFields, prompt_tokens: int, limits: ModelLimits) 
         seed=None if request.seed is None else request.seed & (2**63 - 1),
         stop_token_ids=_stop_token_ids(request, limits),
     )
+
+
+def _check_carried(request: GenerationFields, limits: ModelLimits) -> None:
+    for name, neutral in _NEUTRAL.items():
+        value = getattr(request, name)
+        if limits.sampling is not None and name not in limits.sampling and value is not None and value not in neutral:
+            raise UnsupportedParameter(name, f"Unsupported parameter: the engine of this model has no '{name}'.")
 
 
 def _first(*values: Any) -> Any:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batching.buckets import Cells, count_cells, group_by_length
+from batching.buckets import Cells, count_cells, fill_batch, group_by_length
 from engines.types import ScheduledSequence
 
 decodes = st.tuples(st.integers(0, 5000), st.just(1))
@@ -78,3 +78,20 @@ def test_the_longest_context_of_a_group_need_not_be_its_first():
 def test_no_sequences_no_groups():
     grouped = group_by_length([])
     assert (grouped.groups, grouped.cells.waste) == ([], 0.0)
+
+
+def test_a_batch_is_filled_with_what_is_about_as_long() -> None:
+    assert fill_batch(2, [10, 99, 100, 104, 300, 100], size=8) == [2, 5, 1, 3]
+    assert fill_batch(0, [100] * 9, size=4) == [0, 1, 2, 3], "of equals the earliest"
+    assert fill_batch(0, [100, 101], size=8, max_waste=0) == [0]
+    assert fill_batch(1, [7, 5], size=1) == [1]
+
+
+@given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=40), size=st.integers(1, 12), data=st.data())
+def test_padding_of_a_batch_stays_within_its_bound(lengths: list[int], size: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, len(lengths) - 1))
+    batch = fill_batch(first, lengths, size)
+    assert batch[0] == first
+    assert len(set(batch)) == len(batch) <= size
+    members = [lengths[index] for index in batch]
+    assert max(members) * len(members) <= 1.1 * sum(members) + 1e-6

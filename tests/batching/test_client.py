@@ -201,3 +201,10 @@ async def test_a_worker_that_does_not_serve_yet_is_waited_for(socket_path):
 async def test_connecting_to_nothing_fails(tmp_path: Path):
     with pytest.raises(OSError, match="No such file"):
         await WorkerClient.connect(str(tmp_path / "none"))
+
+
+def test_unread_text_is_merged_with_its_counts():
+    receiver = Receiver("r")
+    receiver.put(OutputDelta("r", text="a", num_text_tokens=1, prompt_tokens=5))
+    receiver.put(OutputDelta("r", text="bc", num_text_tokens=2))
+    assert receiver.take() == OutputDelta("r", text="abc", num_text_tokens=3, prompt_tokens=5)

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from batching import worker
+from batching.batcher import Batcher
 from batching.client import Receiver, WorkerClient
 from batching.protocol import Abort, Started, Submit, WorkerConfig, frame
 from batching.scheduler import Scheduler, SchedulerConfig
@@ -51,7 +52,7 @@ class Serving:
         self.socket_path = socket_path
         self.engine = FakeEngine(EngineConfig("fake", options=options))
         self.scheduler = Scheduler(self.engine.info, SchedulerConfig(queue_timeout=60))
-        self.worker = Worker(self.engine, self.scheduler)
+        self.worker = Worker(lambda deliver: Batcher(self.engine, self.scheduler, deliver))
         self.task = asyncio.create_task(self.worker.serve(listen(socket_path)))
 
     async def connect(self) -> WorkerClient:

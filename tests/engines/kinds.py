@@ -20,6 +20,7 @@ class Kind:
 
     config: Callable[[pytest.FixtureRequest], EngineConfig]
     samples: bool = True  # whether its answers depend on the sampling parameters at all
+    is_stepped: bool = True  # by our scheduler, and so in the worker's own process
 
 
 def _fake(request: pytest.FixtureRequest) -> EngineConfig:
@@ -38,4 +39,14 @@ def _onnx(request: pytest.FixtureRequest) -> EngineConfig:
     return EngineConfig("onnx", str(folder), max_model_len=CONTEXT, options=options)
 
 
-KINDS: dict[str, Kind] = {"fake": Kind(_fake, samples=False), "torch": Kind(_torch), "onnx": Kind(_onnx)}
+def _triton(request: pytest.FixtureRequest) -> EngineConfig:
+    server = request.getfixturevalue("triton")
+    return EngineConfig("triton", max_model_len=CONTEXT, name="m@1", url=server.url, remote_model="tokens-slow")
+
+
+KINDS: dict[str, Kind] = {
+    "fake": Kind(_fake, samples=False),
+    "torch": Kind(_torch),
+    "onnx": Kind(_onnx),
+    "triton": Kind(_triton, samples=False, is_stepped=False),
+}

@@ -195,7 +195,7 @@ class House:
 def prepared(stop: str) -> PreparedPrompt:
     stops = [stop] if stop else []
     return PreparedPrompt(
-        PROMPT, SamplingParams(max_tokens=NUM_TOKENS), lambda: TextStream(ByteTokenizer().detokenizer(), stops)
+        PROMPT, SamplingParams(max_tokens=NUM_TOKENS), lambda: TextStream(ByteTokenizer().detokenizer(), stops), len
     )
 
 

@@ -43,9 +43,9 @@ class WatchedEncoder(ChatEncoder):
 
     threads: ClassVar[list[int]] = []
 
-    def encode(self, *arguments: Any, **options: Any) -> Any:
+    def encode_rendered(self, *arguments: Any, **options: Any) -> Any:
         self.threads.append(threading.get_ident())
-        return super().encode(*arguments, **options)
+        return super().encode_rendered(*arguments, **options)
 
 
 class House:

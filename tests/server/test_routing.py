@@ -98,12 +98,12 @@ def test_an_alias_in_a_scope_stands_for_its_target(scope: set[str], ids: set[str
     assert dict(ROUTER.visible(_principal(scope))).keys() == ids
 
 
-def _replica(load: int, client: object | None = ...) -> Any:
-    return SimpleNamespace(load=load, client=client)
+def _replica(load: int, client: object | None = ..., *, is_away: bool = False) -> Any:
+    return SimpleNamespace(load=load, client=client, is_ready=client is not None and not is_away)
 
 
 def test_the_replica_with_the_least_to_do_is_picked() -> None:
-    replicas = [_replica(3), _replica(1), _replica(0, client=None), _replica(2)]
+    replicas = [_replica(3), _replica(1), _replica(0, client=None), _replica(0, is_away=True), _replica(2)]
     assert pick(_deployment("a", "1", replicas)) is replicas[1]
 
 
@@ -113,3 +113,9 @@ def test_no_replica_is_an_overload_that_passes() -> None:
             pick(_deployment("a", "1", replicas))
         assert (caught.value.status, caught.value.code) == (503, "engine_starting")
         assert int(caught.value.headers["retry-after-ms"]) > 0
+
+
+def test_a_model_whose_server_is_away_says_so() -> None:
+    with pytest.raises(Overloaded, match="a@1") as caught:
+        pick(_deployment("a", "1", [_replica(0, is_away=True), _replica(0, client=None)]))
+    assert (caught.value.status, caught.value.code) == (503, "engine_away")

@@ -154,6 +154,14 @@ def test_models_from_arguments(tmp_path: Path) -> None:
     assert tables[1] == {"name": "Qwen3-0.6B", "path": "Qwen/Qwen3-0.6B", "version": "1"}
 
 
+def test_models_of_a_triton(tmp_path: Path) -> None:
+    flags = {"engine": "triton", "triton_url": "[::1]:8001", "models": ["org/ensemble"]}
+    (model,) = load(None, flags, HOME).models
+    assert (model.id, model.url, model.tokenizer, model.path) == ("ensemble@1", "[::1]:8001", "org/ensemble", "")
+    (model,) = load(None, flags | {"tokenizer": str(tmp_path)}, HOME).models
+    assert (model.name, model.tokenizer) == ("ensemble", str(tmp_path))
+
+
 def test_arguments_take_the_place_of_the_file_s_models(tmp_path: Path) -> None:
     settings = load_text(FAKE, tmp_path, models=["Qwen/Qwen3-0.6B"], dtype="bfloat16", quantize="int8")
     (model,) = settings.models
@@ -304,6 +312,10 @@ FILE_ERRORS = [
     ('[[models]]\nname = "m"', 'models[0].path: required by engine = "torch"'),
     ('[[models]]\nname = "m"\nengine = "triton"', 'models[0].url: required by engine = "triton"'),
     ('[[models]]\nname = "m"\nengine = "triton"\nurl = "h:1"', 'models[0].tokenizer: required by engine = "triton"'),
+    (
+        '[[models]]\nname = "m"\nengine = "triton"\nurl = "h:1"\ntokenizer = "t"\ntriton_version = "latest"',
+        'models[0].triton_version: expected one of Triton\'s own, an integer such as "1", got "latest"',
+    ),
     (FAKE + 'url = "h:1"', 'models[0].url: means nothing to engine = "fake"'),
     (FAKE + 'path = "o/m"', 'models[0].path: means nothing to engine = "fake"'),
     (FAKE + 'tokenizer = "o/m"', 'models[0].tokenizer: means nothing to engine = "fake"'),
@@ -411,6 +423,15 @@ def test_a_bad_variable_is_named(environ: dict[str, str], message: str) -> None:
         ({"engine": "fake", "dtype": "float32"}, '--dtype: means nothing to engine = "fake"'),
         ({"models": ["a/m"], "engine": "fake"}, 'MODEL a/m: path: means nothing to engine = "fake"'),
         ({"models": ["a/m"], "engine": "triton"}, 'MODEL a/m: url: required by engine = "triton"'),
+        (
+            {"triton_url": "h:1", "models": ["a/m"], "engine": "triton", "dtype": "bfloat16"},
+            '--dtype: means nothing to engine = "triton"',
+        ),
+        ({"triton_url": "h:8001", "models": ["a/m"]}, '--triton-url: means nothing to engine = "torch"'),
+        (
+            {"triton_url": "http://h:8001", "models": ["a/m"], "engine": "triton"},
+            '--triton-url: expected HOST:PORT, got "http://h:8001"',
+        ),
     ],
 )
 def test_a_bad_flag_is_named(flags: dict[str, Any], message: str) -> None:

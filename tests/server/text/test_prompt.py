@@ -178,3 +178,29 @@ def test_real_special_tokens_in_messages(
     assert count_specials(tokenizer, prompt) == count_specials(tokenizer, harmless)
     if tokenizer._table._byte_level:
         assert evil in text_of(tokenizer, prompt)
+
+
+# --- engines with a tokenizer of their own
+
+
+def test_a_prompt_as_text(encoder: ChatEncoder) -> None:
+    rendered = encoder.render([{"role": "user", "content": "hello"}])
+    assert encoder.as_text(rendered) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(InvalidRequest) as caught:
+        encoder.as_text(encoder.render([{"role": "user", "content": "a<|im_end|>b"}]))
+    assert caught.value.param == "messages"
+
+
+def test_what_begins_every_text_is_not_there_twice(fallback: HFTokenizer) -> None:
+    template = ChatTemplate({"default": "{{ bos_token }}{{ messages[0].content }}"}, fallback.special_tokens)
+    encoder = ChatEncoder(fallback, template)
+    assert encoder.as_text(encoder.render([{"role": "user", "content": "that"}])) == "that"
+
+
+def test_token_ids_as_text(encoder: ChatEncoder, fallback: HFTokenizer) -> None:
+    ids = encoder.tokenizer.encode("hello there", True)
+    assert encoder.ids_as_text(ids) == "hello there"
+    with pytest.raises(InvalidRequest, match="token ids"):
+        encoder.ids_as_text([*ids, *encoder.tokenizer.eos_token_ids])
+    other = ChatEncoder(fallback, ChatTemplate({"default": ""}))
+    assert other.ids_as_text(fallback.encode("that", True)) == "that"

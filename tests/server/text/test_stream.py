@@ -111,3 +111,23 @@ def test_pieces_make_up_the_whole(
         matcher = StopMatcher(stops)
         text = early + matcher.feed(text[len(early) :]).text + matcher.flush()
     assert out == whole.add(text.encode()).text + whole.finish().text
+
+
+# --- engines that give text
+
+
+def feed_text(made: TextStream, pieces: Sequence[str]) -> list[tuple[str, bool]]:
+    """Each is one token's."""
+    fed = [made.add_text(piece, 1) for piece in pieces]
+    return [(piece.text, piece.stopped) for piece in fed]
+
+
+def test_text_goes_the_same_way() -> None:
+    assert feed_text(stream(), ["a", "", "é"]) == [("a", False), ("", False), ("é", False)]
+    assert feed_text(stream(["END"]), ["a E", "ND more"]) == [("a ", False), ("", True)]
+    made = stream(terms=["secret"])
+    assert "".join(text for text, _ in feed_text(made, ["a sec", "ret b"])) + made.finish().text == "a *** b"
+
+
+def test_no_stop_in_text_before_min_tokens() -> None:
+    assert feed_text(stream(["b"], min_tokens=2), ["a", "b", "c", "b"])[1:] == [("b", False), ("c", False), ("", True)]

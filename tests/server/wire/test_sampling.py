@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.types import SamplingParams
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, UnsupportedParameter
 from server.wire.chat import ChatCompletionRequest
 from server.wire.completions import CompletionRequest
 from server.wire.sampling import ModelLimits, SamplingDefaults, resolve
@@ -190,3 +190,19 @@ def test_what_is_resolved_fits(prompt: int, max_tokens: int | None, min_tokens: 
     assert prompt + params.max_tokens <= LIMITS.context
     assert 0 <= params.min_tokens <= params.max_tokens
     assert max_tokens in (None, params.max_tokens)
+
+
+def test_a_parameter_that_the_engine_lacks_is_refused_by_name() -> None:
+    limits = replace(LIMITS, sampling=frozenset({"max_tokens", "temperature"}))
+    for name, value in {"min_p": 0.5, "seed": 0, "logit_bias": {"1": 1}, "ignore_eos": True, "top_k": 5}.items():
+        with pytest.raises(UnsupportedParameter) as caught:
+            resolved(10, limits, **{name: value})
+        assert caught.value.param == name
+    neutral = {"min_p": 0, "logit_bias": {}, "ignore_eos": False, "top_k": -1, "top_p": 1, "stop_token_ids": []}
+    resolved(10, limits, temperature=0.5, **neutral)
+
+
+def test_a_model_s_defaults_are_those_that_its_engine_has() -> None:
+    defaults = SamplingDefaults(temperature=0.5, min_p=0.1, top_k=3)
+    assert defaults.only(frozenset({"top_k"})) == SamplingDefaults(top_k=3)
+    assert defaults.only(None) is defaults

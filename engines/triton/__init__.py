@@ -1,0 +1,1 @@
+"""Models that an NVIDIA Triton Inference Server runs, by gRPC."""

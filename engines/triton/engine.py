@@ -1,0 +1,136 @@
+"""A model that a Triton runs, as a StreamEngine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.base import EngineError, StreamEngine
+from engines.triton.client import Fault, TritonClient, TritonError
+from engines.triton.conventions import recognise
+from engines.triton.health import Health, HealthOptions
+from engines.triton.model import TritonModel
+from engines.types import (
+    EngineConfig,
+    EngineInfo,
+    ErrorCode,
+    FinishReason,
+    GenerationRequest,
+    OutputDelta,
+    RequestError,
+    SamplingParams,
+)
+
+RETRY_MS = 2000
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+
+log = logging.getLogger("penstock.triton")
+
+
+@dataclass(slots=True, frozen=True)
+class TritonOptions:
+    """`options` of a model with engine = "triton"."""
+
+    canary_timeout: float = 0  # seconds, see HealthOptions; 0: 2.5, for a model without in-flight batching 30
+    reload: bool = True  # load a model anew whose process is dead or stopped
+
+
+class TritonEngine(StreamEngine):
+    def __init__(self, config: EngineConfig) -> None:
+        """Asks the server what the model is; blocks. Raises EngineError."""
+        options = read_options(config.options)
+        self._client = TritonClient(config.url, config.remote_model, config.remote_version)
+        model = self._client.describe()
+        self._model, self._convention = model, recognise(model)
+        self._capacity = model.batch_size * model.instances if _whole_batches(model) else config.max_num_seqs
+        self.info = EngineInfo(
+            max_model_len=config.max_model_len or _context(Path(config.path)),
+            max_num_seqs=self._capacity,
+            vocab_size=0,
+            description=f"Triton at {config.url}: {config.remote_model}, {type(self._convention).__name__}",
+            takes_text=self._convention.takes_text,
+            max_batch_size=model.batch_size if _whole_batches(model) else 0,
+            sampling=self._convention.sampling,
+        )
+        timeout = options.canary_timeout or (30.0 if _whole_batches(model) else 2.5)
+        self._health = Health(self._client, self._canary, config.name, HealthOptions(timeout, options.reload))
+
+    def capacity(self) -> int:
+        return self._capacity if self._health.is_ready else 0
+
+    async def watch(self) -> None:
+        self._client.connect()
+        await self._health.watch()
+
+    async def generate(self, request: GenerationRequest, padded_len: int) -> AsyncGenerator[OutputDelta, None]:
+        reader = self._convention.reader(request)
+        inputs = self._convention.inputs(request, padded_len)
+        stream = self._client.stream(inputs, self._model.inputs, request.request_id)
+        try:
+            async with contextlib.aclosing(stream):
+                async for outputs in stream:
+                    self._health.saw_life()
+                    delta = reader.read(outputs)
+                    yield delta
+                    if delta.finish_reason is not None:
+                        return
+            yield reader.last()
+        except TritonError as error:
+            log.warning("request %s: %s", request.request_id, error)
+            self._health.suspect(error)
+            yield OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=_for_client(error))
+
+    async def _canary(self) -> None:
+        """The shortest request there is: one token. Raises TritonError."""
+        request = GenerationRequest("canary", "", [1], SamplingParams(max_tokens=1), 0, 0, prompt_text="a")
+        stream = self._client.stream(self._convention.inputs(request, 1), self._model.inputs, "canary")
+        async with contextlib.aclosing(stream):
+            async for _ in stream:
+                self._health.saw_life()
+
+
+def _whole_batches(model: TritonModel) -> bool:
+    """A decoupled model, one without a batcher of Triton's, or TensorRT-LLM in flight sees to its batches itself."""
+    is_in_flight = model.decoupled or "inflight" in model.parameters.get("gpt_model_type", "")
+    return bool(model.batch_size) and not is_in_flight
+
+
+def _context(folder: Path) -> int:
+    """As the files around the tokenizer have it. Raises EngineError."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return next(int(config[key]) for key in CONTEXT_KEYS if isinstance(config.get(key), int))
+    except (OSError, ValueError, StopIteration):
+        raise EngineError(
+            "max_model_len: required: Triton does not tell the length of the context, nor does a config.json "
+            "beside the tokenizer"
+        ) from None
+
+
+def _for_client(error: TritonError) -> RequestError:
+    match error.fault:
+        case Fault.REQUEST:
+            return RequestError(ErrorCode.INVALID, "The model's server refused the request.")
+        case Fault.BUSY:
+            return RequestError(ErrorCode.OVERLOADED, "The model's server is at capacity.", RETRY_MS)
+        case Fault.MODEL:
+            return RequestError(ErrorCode.ENGINE_FAILED, "The model failed on this request.", RETRY_MS)
+        case Fault.DEAD | Fault.AWAY:
+            return RequestError(ErrorCode.ENGINE_FAILED, "The model's server can't be reached any more.", RETRY_MS)
+
+
+def read_options(options: dict[str, Any]) -> TritonOptions:
+    """Raises EngineError for an unknown name or a value of another type."""
+    for name, value in options.items():
+        if name not in (names := list(TritonOptions.__dataclass_fields__)):
+            raise EngineError(f"options.{name}: unknown; the triton engine knows {', '.join(names)}")
+        if name == "reload" and not isinstance(value, bool):
+            raise EngineError(f"options.reload: expected true or false, got {value!r}")
+        if name == "canary_timeout" and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise EngineError(f"options.canary_timeout: expected a number of seconds, got {value!r}")
+    return TritonOptions(**options)
