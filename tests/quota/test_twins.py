@@ -19,7 +19,7 @@ from quota.memory import MemoryLedger
 from tests.quota.conftest import AuditedRedisLedger
 from tests.scale import cut
 
-EXAMPLES = cut(120, 2000)
+EXAMPLES = cut(60, 2000)
 START = int(datetime(2025, 2, 28, 23, 55, tzinfo=UTC).timestamp()) * 1000
 HUGE = Dimension.TPM.max_limit
 

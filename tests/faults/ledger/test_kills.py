@@ -19,8 +19,8 @@ from tests.faults.ledger.replay import Replay
 from tests.faults.ledger.worker import ACCOUNT, LEASE_MS
 from tests.scale import IS_SOAK, cut, publish
 
-ADMISSIONS = cut(50_000, 1_000_000)
-AT_MOST_S = cut(40, 3600)
+ADMISSIONS = cut(25_000, 1_000_000)
+AT_MOST_S = cut(25, 3600)
 PROCESSES = 4
 ROOT = Path(__file__).parents[3]
 

@@ -22,7 +22,7 @@ from tests.faults.ledger.processes import GatewayProcess, all_holds, gateways
 from tests.quota.redis_server import RedisServer
 from tests.scale import IS_SOAK, cut, publish
 
-RESTARTS = cut(3, 20)
+RESTARTS = cut(2, 20)
 GATEWAYS = 3
 RECOVERY_S = 5.0
 CONFIG = """
