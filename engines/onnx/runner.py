@@ -10,9 +10,9 @@ from engines.onnx.batches import BatchRules
 from engines.onnx.decoder import Decoder, DecoderBatch
 from engines.onnx.kv_cache import PagedKVCache
 from engines.onnx.session import Array
-from engines.records import IntArray, SequenceRecord
-from engines.sampling import FloatRow, Sampler
-from engines.types import NewSequence, ScheduledSequence, StepPlan, StepResult
+from engines.records import IntArray, SequenceRecords
+from engines.sampling import FloatRow
+from engines.types import ScheduledSequence, StepPlan, StepResult
 
 SequenceIds = tuple[int, ...]
 
@@ -32,16 +32,13 @@ class OnnxRunner:
         self._decoder = decoder
         self._cache = cache
         self.rules = rules
-        self._records: dict[int, SequenceRecord] = {}
-        self._sampler = Sampler(decoder.vocab_size)
+        self._records = SequenceRecords(decoder.vocab_size)
         self._held: dict[SequenceIds, Held] = {}  # of the last step
 
     def run(self, plan: StepPlan) -> StepResult:
-        self._drop(plan.finished)
-        self._introduce(plan.new)
-        for sequence_id in plan.preempted:
-            if sequence_id in self._records:
-                self._records[sequence_id].num_blocks = 0  # it comes back with another block table
+        self._records.take_over(plan)
+        gone = set(plan.finished)
+        self._held = {ids: held for ids, held in self._held.items() if gone.isdisjoint(ids)}
         held, self._held = self._held, {}
         sequence_ids: list[int] = []
         logits: list[FloatRow] = []
@@ -50,21 +47,9 @@ class OnnxRunner:
             logits.append(self._run_batch(batch, held))
         return self._sample(sequence_ids, np.concatenate(logits)) if sequence_ids else StepResult()
 
-    def _drop(self, finished: list[int]) -> None:
-        gone = set(finished)
-        self._held = {ids: held for ids, held in self._held.items() if gone.isdisjoint(ids)}
-        for sequence_id in finished:
-            self._records.pop(sequence_id, None)
-            self._sampler.remove(sequence_id)
-
-    def _introduce(self, new: list[NewSequence]) -> None:
-        for sequence in new:
-            self._records[sequence.sequence_id] = SequenceRecord(list(sequence.prompt_token_ids))
-            self._sampler.add(sequence.sequence_id, sequence.prompt_token_ids, sequence.sampling)
-
     def _run_batch(self, scheduled: list[ScheduledSequence], held: dict[SequenceIds, Held]) -> FloatRow:
         """Logits [n, vocabulary] of the rows that are sampled. The new tokens' cache is kept."""
-        tables = self._tables(scheduled)
+        tables = self._records.tables(scheduled)
         batch = self._prepare(scheduled, tables, held)
         output = self._decoder.run(batch)
         columns = np.arange(batch.token_ids.shape[1])
@@ -105,16 +90,6 @@ class OnnxRunner:
         positions = np.maximum(np.arange(width) - (width - starts)[:, None], 0)
         return self._cache.gather(self._slots(tables, positions))
 
-    def _tables(self, scheduled: list[ScheduledSequence]) -> IntArray:
-        """Block tables [n, blocks], padded with block 0."""
-        records = [self._records[sequence.sequence_id] for sequence in scheduled]
-        for record, sequence in zip(records, scheduled, strict=True):
-            record.update_blocks(sequence.block_table)
-        tables = np.zeros((len(records), max(record.num_blocks for record in records)), dtype=np.int64)
-        for row, record in zip(tables, records, strict=True):
-            row[: record.num_blocks] = record.blocks[: record.num_blocks]
-        return tables
-
     def _slots(self, tables: IntArray, positions: IntArray) -> IntArray:
         """Where the tokens at `positions` [n, tokens] are; those beyond a table's end read its last entry."""
         size = self._cache.block_size
@@ -123,10 +98,7 @@ class OnnxRunner:
         return slots
 
     def _sample(self, sequence_ids: list[int], logits: FloatRow) -> StepResult:
-        sampled = self._sampler.sample(sequence_ids, logits)
-        for sequence_id, token in zip(sequence_ids, sampled.token_ids, strict=True):
-            self._records[sequence_id].token_ids.append(token)
-        for row in sampled.broken_rows:
-            record = self._records[sequence_ids[row]]
-            self._cache.scrub(record.blocks[: record.num_blocks])
-        return StepResult(dict(zip(sequence_ids, sampled.token_ids, strict=True)))
+        result, broken = self._records.sample(sequence_ids, logits)
+        for blocks in broken:
+            self._cache.scrub(blocks)
+        return result

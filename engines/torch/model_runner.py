@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from engines.records import IntArray, SequenceRecord
-from engines.sampling import Sampler
+from engines.records import IntArray, SequenceRecords
 from engines.torch.attention import AttentionBatch, PagedStep
 from engines.torch.kv_cache import PagedKVCache
-from engines.types import NewSequence, ScheduledSequence, StepPlan, StepResult
+from engines.types import ScheduledSequence, StepPlan, StepResult
 
 
 @dataclass(slots=True)
@@ -44,19 +43,17 @@ def split_groups(groups: list[list[ScheduledSequence]]) -> list[list[ScheduledSe
     return [part for part in parts if part]
 
 
-def pack(plan: StepPlan, records: dict[int, SequenceRecord], block_size: int) -> PackedStep:
+def pack(plan: StepPlan, records: SequenceRecords, block_size: int) -> PackedStep:
     parts = split_groups(plan.groups)
     scheduled = [sequence for part in parts for sequence in part]
     token_ids: list[int] = []
     for sequence in scheduled:
-        record = records[sequence.sequence_id]
-        record.update_blocks(sequence.block_table)
-        token_ids += record.token_ids[sequence.start : sequence.context_len]
+        token_ids += records[sequence.sequence_id].token_ids[sequence.start : sequence.context_len]
     starts = _array(s.start for s in scheduled)
     lengths = _array(s.num_tokens for s in scheduled)
     if len(token_ids) != lengths.sum():
         raise ValueError("the plan names a position whose token is not known")
-    tables = _tables([records[s.sequence_id] for s in scheduled])
+    tables = records.tables(scheduled)
     row_of = np.repeat(np.arange(len(scheduled)), lengths)
     positions: IntArray = np.arange(len(token_ids)) + (starts - lengths.cumsum() + lengths)[row_of]
     slots = tables[row_of, positions // block_size] * block_size + positions % block_size
@@ -65,13 +62,6 @@ def pack(plan: StepPlan, records: dict[int, SequenceRecord], block_size: int) ->
 
 def _array(values: Iterable[int]) -> IntArray:
     return np.fromiter(values, dtype=np.int64)
-
-
-def _tables(records: list[SequenceRecord]) -> IntArray:
-    tables = np.zeros((len(records), max(record.num_blocks for record in records)), dtype=np.int64)
-    for row, record in zip(tables, records, strict=True):
-        row[: record.num_blocks] = record.blocks[: record.num_blocks]
-    return tables
 
 
 def _slices(parts: list[list[ScheduledSequence]]) -> list[slice]:
@@ -87,32 +77,17 @@ class ModelRunner:
         self._cache = cache
         self._dtype: torch.dtype = model.dtype
         self._device: torch.device = model.device
-        self._records: dict[int, SequenceRecord] = {}
-        self._sampler = Sampler(vocab_size)
+        self._records = SequenceRecords(vocab_size)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
-        self._drop(plan.finished)
-        self._introduce(plan.new)
-        for sequence_id in plan.preempted:
-            if sequence_id in self._records:
-                self._records[sequence_id].num_blocks = 0  # it comes back with another block table
+        self._records.take_over(plan)
         if not plan.groups:
             return StepResult()
         step = pack(plan, self._records, self._cache.block_size)
         sequence_ids, rows = step.sampled()
         logits = self._forward(step, rows)
         return self._sample(sequence_ids, logits)
-
-    def _drop(self, finished: list[int]) -> None:
-        for sequence_id in finished:
-            self._records.pop(sequence_id, None)
-            self._sampler.remove(sequence_id)
-
-    def _introduce(self, new: list[NewSequence]) -> None:
-        for sequence in new:
-            self._records[sequence.sequence_id] = SequenceRecord(list(sequence.prompt_token_ids))
-            self._sampler.add(sequence.sequence_id, sequence.prompt_token_ids, sequence.sampling)
 
     def _forward(self, step: PackedStep, rows: IntArray) -> torch.Tensor:
         """Logits [len(rows), vocabulary] of the packed rows that are sampled."""
@@ -152,13 +127,7 @@ class ModelRunner:
     def _sample(self, sequence_ids: list[int], logits: torch.Tensor) -> StepResult:
         if not sequence_ids:
             return StepResult()
-        sampled = self._sampler.sample(sequence_ids, logits.float().cpu().numpy())
-        for sequence_id, token in zip(sequence_ids, sampled.token_ids, strict=True):
-            self._records[sequence_id].token_ids.append(token)
-        for row in sampled.broken_rows:
-            self._scrub(self._records[sequence_ids[row]])
-        return StepResult(dict(zip(sequence_ids, sampled.token_ids, strict=True)))
-
-    def _scrub(self, record: SequenceRecord) -> None:
-        """A sequence whose logits are not finite may have left NaN in its blocks, which others will own."""
-        self._cache.scrub(self._tensor(record.blocks[: record.num_blocks]))
+        result, broken = self._records.sample(sequence_ids, logits.float().cpu().numpy())
+        for blocks in broken:
+            self._cache.scrub(self._tensor(blocks))
+        return result

@@ -148,7 +148,8 @@ def test_nothing_is_kept_of_a_finished_sequence(onnx_folder: Folders, make_onnx_
     engine = make_onnx_engine(onnx_folder("llama"))
     alone(engine, planner, PROMPT, 3)
     runner: OnnxRunner = engine._runner
-    assert (runner._records, runner._held, runner._sampler._states) == ({}, {}, {})
+    records = runner._records
+    assert (records._records, runner._held, records._sampler._states) == ({}, {}, {})
 
 
 # --- the bundled model, and int8
