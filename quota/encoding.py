@@ -53,13 +53,6 @@ class Field:
     def code(self) -> str:
         return CODES[self.dimension] + layer_code(self.level, self.name)
 
-    @property
-    def coded_limit(self) -> int:
-        """As layers_of() in counters.lua reads it."""
-        if self.limit is None:
-            return -1
-        return -2 - self.limit if self.shadow else self.limit
-
     def key(self, now: int) -> CounterKey:
         return CounterKey(self.level, self.name, self.dimension, window(self.dimension.period, now).index)
 
@@ -99,7 +92,7 @@ class Encoded:
 def encode(layers: tuple[Layer, ...]) -> Encoded:
     """Raises ValueError for a name or a limit that no ledger could count."""
     fields = tuple(field for layer in layers for field in _fields(layer))
-    flat = [part for field in fields for part in (field.code, field.coded_limit)]
+    flat = [part for layer in layers for part in (layer_code(layer.level, layer.name), *_coded_limits(layer.limits))]
     text = json.dumps(flat, separators=(",", ":"), ensure_ascii=False).encode()
     codes = [field.code for field in fields]
     repeats = next((place for place, code in enumerate(codes) if code in codes[:place]), None)
@@ -115,19 +108,26 @@ def _fields(layer: Layer) -> Iterator[Field]:
             yield Field(layer.level, layer.name, dimension, limit, dimension in layer.limits.shadow)
 
 
+def _coded_limits(limits: Limits) -> Iterator[int]:
+    """Of each dimension in turn, as limit_of() in counters.lua reads it: -1 without one, -2 - limit in shadow."""
+    for dimension in Dimension:
+        limit = limits.get(dimension)
+        yield -1 if limit is None else -2 - limit if dimension in limits.shadow else limit
+
+
 @lru_cache(maxsize=4096)
 def decode(text: bytes) -> tuple[Layer, ...]:
     """The layers that `encode` was given."""
-    flat = json.loads(text)
-    limits: dict[tuple[Level, str], dict[str, Any]] = {}
-    for code, limit in zip(flat[::2], flat[1::2], strict=True):
-        level, name, dimension = parse_code(code)
-        ours = limits.setdefault((level, name), {"shadow": frozenset()})
-        if limit < -1:
-            ours["shadow"] |= {dimension}
-        if limit != -1:
-            ours[dimension.value] = limit if limit >= 0 else -2 - limit
-    return tuple(Layer(level, name, Limits(**ours)) for (level, name), ours in limits.items())
+    flat, stride = json.loads(text), 1 + len(Dimension)
+    return tuple(_layer(flat[at], flat[at + 1 : at + stride]) for at in range(0, len(flat), stride))
+
+
+def _layer(code: str, coded_limits: list[int]) -> Layer:
+    level, _, name = code.partition(":")
+    coded = {dimension: limit for dimension, limit in zip(Dimension, coded_limits, strict=True) if limit != -1}
+    limits = {dimension.value: limit if limit >= 0 else -2 - limit for dimension, limit in coded.items()}
+    shadow = frozenset(dimension for dimension, limit in coded.items() if limit < 0)
+    return Layer(Level(level), name, Limits(**limits, shadow=shadow))
 
 
 def layer_code(level: Level, name: str) -> str:
@@ -199,12 +199,11 @@ def remaining(encoded: Encoded, used: bytes, now: int) -> Remaining:
 
 def usage(account: str, reply: list[Any]) -> AccountUsage:
     """What usage.lua answered. Counters that say nothing are left out."""
-    now, homes, leases = int(reply[0]), reply[1], reply[2]
+    now, told, leases = int(reply[0]), reply[1], reply[2]
     counters = [
         counter
-        for home, pairs in zip(homes[::2], homes[1::2], strict=True)
-        for code, value in zip(pairs[::2], pairs[1::2], strict=True)
-        if (counter := _counter(home, code, value, now)).used
+        for code, period, value in zip(told[::3], told[1::3], told[2::3], strict=True)
+        if (counter := _counter(code, int(period), value, now)).used
     ]
     return AccountUsage(
         account,
@@ -217,12 +216,12 @@ def usage(account: str, reply: list[Any]) -> AccountUsage:
     )
 
 
-def _counter(home: bytes, code: bytes, value: bytes, now: int) -> Counter:
+def _counter(code: bytes, period: int, value: bytes, now: int) -> Counter:
     level, name, dimension = parse_code(code.decode())
     if dimension.kind is Kind.BUCKET:
         bucket = Bucket(*map(int, value.split()))
         return Counter(level, name, dimension, 0, bucket.level(now, bucket.limit), bucket.limit)
-    return Counter(level, name, dimension, int(home[1:] or 0), int(value), None)
+    return Counter(level, name, dimension, period, int(value), None)
 
 
 def audit_record(account: str, entry: list[bytes]) -> AuditRecord:

@@ -7,12 +7,12 @@ from typing import Self
 
 from quota.encoding import CODES
 from quota.ledger import BUDGET_GRACE_MS, EXPIRED_LEASE_PERIODS, REAP_PER_CALL
-from quota.levels import Dimension, Kind
+from quota.levels import Dimension, Kind, Unit
 
 ROWS_MS = 2000
 """How long after the end of a request its usage is in durable storage at the latest, unless that is away."""
 
-_LIBRARY = ("store", "counters", "commit", "leases")
+_LIBRARY = ("store", "periods", "counters", "sweep", "layers", "charges", "commit", "leases")
 _SCRIPTS = ("reserve", "finish", "renew", "peek", "restore", "usage", "integrity", "adopt", "known")
 
 
@@ -31,13 +31,28 @@ class Script:
 def load_scripts(lease_ms: int, audit: bool) -> dict[str, Script]:
     """Each script behind the shared helpers, behind the constants of the contract. "epoch" stands alone: its key is of
     no account."""
-    budgets = ", ".join(f"'{CODES[d]}'" for d in Dimension if d.kind is Kind.BUDGET)
     constants = (
         f"local LEASE, PERIODS, REAP, GRACE = {lease_ms}, {EXPIRED_LEASE_PERIODS}, {REAP_PER_CALL}, {BUDGET_GRACE_MS}\n"
-        f"local AUDIT, BUDGETS, ROWS = {str(audit).lower()}, {{ {budgets} }}, {ROWS_MS}\n"
+        f"local AUDIT, ROWS = {str(audit).lower()}, {ROWS_MS}\n"
     )
-    library = constants + "".join(map(_read, _LIBRARY))
+    library = constants + _dimensions() + "".join(map(_read, _LIBRARY))
     return {name: Script.of(library + _read(name)) for name in _SCRIPTS} | {"epoch": Script.of(_read("epoch"))}
+
+
+def _dimensions() -> str:
+    """What each dimension is, in their order, and where it stands in a layer's record (counters.lua)."""
+    empty, slots = [-1, -1], []  # of no day and no month
+    for dimension in Dimension:
+        slots.append(len(empty) + 1)
+        empty += [0, 0, -1] if dimension.kind is Kind.BUCKET else [0]
+    tables = {
+        "CODES": [f"'{CODES[d]}'" for d in Dimension],
+        "KINDS": [f"'{CODES[d][0]}'" for d in Dimension],
+        "IS_TOKENS": [str(d.unit is Unit.TOKENS).lower() for d in Dimension],
+        "SLOTS": map(str, slots),
+        "EMPTY": map(str, empty),
+    }
+    return "".join(f"local {name} = {{ {', '.join(values)} }}\n" for name, values in tables.items())
 
 
 def _read(script: str) -> str:

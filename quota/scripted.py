@@ -1,10 +1,10 @@
 """A ledger whose every step is one script on a server that any number of gateways share: all but the connection.
 
 All keys of an account begin with `{prefix}:{account}:` with the braces in them, Redis Cluster's hash tag, so they
-share a slot: `e` marks the account as open, `b` are its buckets, `g` its gauges, `d<day>` and `m<month>` its
-budgets, `l` its leases, `u` the tokens they last reported, `o` the leases that are open, by when they expire, `f`
-those that are not, by when they are forgotten, `r<month>` the days that were restored, `a` its audit log. All of
-them expire when they lie idle.
+share a slot: `e` marks the account as open, `c` are its layers' counters, `d<day>` and `m<month>` the budgets of
+periods that are over, `l` its leases, `u` the tokens they last reported, `o` the leases that are open, by when they
+expire, `f` those that are not, by when they are forgotten, `r<month>` the days that were restored, `a` its audit log.
+All of them expire when they lie idle.
 """
 
 import asyncio

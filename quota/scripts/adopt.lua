@@ -5,22 +5,28 @@
 local patience, is_open = int(ARGV[3]), ARGV[4] == 'open'
 local is_late, late = epoch ~= '' and now >= lost_ms + patience, {}
 
+local function unlimited(charges) -- for audit(): nothing was asked whether they fit
+  local counters = charged_in(charges)
+  for i = 3, #counters, 3 do counters[i] = -1 end
+  return counters
+end
+
 local function adopt(id, tokens, admitted, layers)
-  local list, homes, charges, n = layers_of(layers), homes_at(admitted), {}, 0
-  for i = 1, #list, 2 do
-    local kind = kind_of(list[i])
-    if kind ~= 'b' and (kind ~= 'g' or is_open) then -- buckets begin full: they hold it already
-      charges[n + 1], charges[n + 2] = list[i], is_tokens(list[i]) and tokens or 1
-      charges[n + 3], charges[n + 4], charges[n + 5] = list[i + 1], 0, 0
-      n = n + WIDTH
+  local list, at, charges = layers_of(layers), periods_at(admitted), {}
+  prefetch(list, STRIDE)
+  for i = 1, #list, STRIDE do
+    local place = open_charge(charges, list[i])
+    for j = 1, NUM do
+      local kind = KINDS[j]
+      -- Buckets begin full: they hold it already.
+      if kind ~= 'b' and is_counted(list[i + j], j) and (kind ~= 'g' or is_open) then
+        charges[place + j], charges[place + NUM + j] = 0, limit_of(list[i + j])
+        correct(charges, place, j, IS_TOKENS[j] and tokens or 1, at)
+      end
     end
   end
-  prefetch(charges, WIDTH, homes)
-  for i = 1, n, WIDTH do
-    if not homes.over[kind_of(charges[i])] then add(charges[i], charges[i + 1], homes) end
-  end
-  audit('adopted', id, tokens, charges, WIDTH, nil, homes)
-  if not is_open then audit('settled', id, tokens, charges, WIDTH, nil, homes) end
+  if AUDIT then audit('adopted', id, tokens, unlimited(charges), at) end
+  if AUDIT and not is_open then audit('settled', id, tokens, unlimited(charges), at) end
   local lease = { '', layers, tokens, admitted, now + LEASE, is_open and charges or {} }
   keep(id, lease, is_open and 'o' or 'f', now + LEASE)
 end

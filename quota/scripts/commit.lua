@@ -1,5 +1,5 @@
 -- Writing, at the end of a script. Nothing here can fail but for want of memory, which Redis refuses at the
--- first write: every key was read, so its type is right, and every value has passed text().
+-- first write: every key was read, so its type is right, and every value is exact.
 local IDLE = 33 * DAY -- longer than any budget lives (31 days and GRACE) after the last call that touched it
 local KEEP = 10 * MINUTE -- how often the tables of a busy account are told to live on
 
@@ -10,18 +10,21 @@ local function write(command, suffix, arguments)
 end
 
 local function written(value)
-  if type(value) == 'table' then return format('%d %d %d', int(value[1]), int(value[2]), int(value[3])) end
+  if type(value) == 'table' then return cmsgpack.pack(value) end
   return type(value) == 'number' and text(value) or value
 end
 
+local function is_queue(suffix) return suffix == 'o' or suffix == 'f' end
+
 -- What to write of one table: fields and values (scores and members, for a queue), and what to remove.
-local function changes(suffix, is_queue)
+local function changes(suffix)
   local set, del, known, n = {}, {}, tables[suffix], 0
   for field in pairs(changed[suffix]) do
-    if known[field] then
+    local value = written(known[field])
+    if value then
       n = n + 2
-      set[is_queue and n or n - 1] = field
-      set[is_queue and n - 1 or n] = written(known[field])
+      set[n - 1], set[n] = field, value
+      if is_queue(suffix) then set[n - 1], set[n] = value, field end
     else
       del[#del + 1] = field
     end
@@ -39,13 +42,13 @@ local function num_open()
   return before, before > removed
 end
 
--- How long a table lives that is not told to live on. A bucket is empty after a minute. All leases are forgotten in
--- time, unless some are open: what they hold of a budget has still to be corrected, however late they are seen again.
+-- How long a table lives that is not told to live on. All leases are forgotten in time, unless some are open: what they
+-- hold of a budget has still to be corrected, however late they are seen again.
 local function lifetime(suffix, is_busy)
   local kind = sub(suffix, 1, 1)
-  if kind == 'b' then return KEEP + 2 * MINUTE end
   if kind == 'd' then return KEEP + DAY + 2 * GRACE end
-  return (is_busy or epoch == '' or kind == 'm' or kind == 'r' or kind == 'a') and IDLE or (PERIODS + 1) * LEASE
+  local is_of_leases = kind == 'l' or kind == 'u' or kind == 'o' or kind == 'f'
+  return is_of_leases and epoch ~= '' and not is_busy and (PERIODS + 1) * LEASE or IDLE
 end
 
 -- Tables are told to live on now and then, and when they may just have been made; those of leases all at once, when
@@ -55,11 +58,11 @@ local function keep_alive(was_busy, is_busy)
   for suffix in pairs(changed) do told[suffix] = (is_due or fresh[suffix] or suffix == 'f') and true or nil end
   if #log > 0 then told.a = true end
   if is_due or not (was_busy and is_busy) then
-    for _, suffix in ipairs({ 'l', 'u', 'g', 'o', 'f' }) do told[suffix] = true end
+    for _, suffix in ipairs({ 'l', 'u', 'o', 'f' }) do told[suffix] = true end
   end
   if is_due then
-    local homes = homes_at(now)
-    for _, suffix in ipairs({ 'b', homes.d, homes.m, 'r' .. text(homes.month) }) do told[suffix] = true end
+    local day, month = text(today.d), text(today.m)
+    for _, suffix in ipairs({ 'c', 'd' .. day, 'm' .. month, 'r' .. month }) do told[suffix] = true end
     local value = new_mark or epoch ~= '' and 'open ' .. text(lost_ms) .. ' ' .. epoch .. ' ' .. opened_ms
     if value then call('SET', BASE .. 'e', value .. ' ' .. text(max(0, now)), 'PX', format('%d', IDLE + DAY)) end
   end
@@ -70,12 +73,10 @@ local function commit(...) -- passes on what the script answers
   if not (next(changed) or new_mark or #log > 0) then return ... end
   local num_before, is_busy = num_open()
   local plan = {}
-  for suffix in pairs(changed) do plan[suffix] = { changes(suffix, suffix == 'o' or suffix == 'f') } end
-  for suffix, planned in pairs(plan) do
-    local is_queue = suffix == 'o' or suffix == 'f'
-    write(is_queue and 'ZADD' or 'HSET', suffix, planned[1])
-    write(is_queue and 'ZREM' or 'HDEL', suffix, planned[2])
-  end
+  for suffix in pairs(changed) do plan[suffix] = { changes(suffix) } end
+  -- What needs memory comes first: after another write it would no longer be refused.
+  for suffix, planned in pairs(plan) do write(is_queue(suffix) and 'ZADD' or 'HSET', suffix, planned[1]) end
+  for suffix, planned in pairs(plan) do write(is_queue(suffix) and 'ZREM' or 'HDEL', suffix, planned[2]) end
   for _, entry in ipairs(log) do call('XADD', BASE .. 'a', 'MAXLEN', '~', 1000000, '*', unpack(entry)) end
   keep_alive(num_before > 0, is_busy)
   return ...

@@ -7,16 +7,20 @@ local lease = lease_of(id)
 if not lease then return commit(epoch) end
 if lease[STATE] == 'f' then return commit(0) end
 
-local charges, homes = lease[CHARGES], homes_at(lease[ADMITTED])
-prefetch(charges, WIDTH, homes)
+local charges, at = lease[CHARGES], periods_at(lease[ADMITTED])
+prefetch(charges, WIDTH)
 for i = 1, #charges, WIDTH do
-  if kind_of(charges[i]) == 'g' or event == 'released' then
-    correct(charges, i, 0, homes)
-  elseif is_tokens(charges[i]) then
-    correct(charges, i, tokens, homes)
+  for j = 1, NUM do
+    if charges[i + j] >= 0 then
+      if KINDS[j] == 'g' or event == 'released' then
+        correct(charges, i, j, 0, at)
+      elseif IS_TOKENS[j] then
+        correct(charges, i, j, tokens, at)
+      end
+    end
   end
 end
-audit(event, id, tokens, charges, WIDTH, 2, homes)
+if AUDIT then audit(event, id, tokens, charged_in(charges), at) end
 if lease[STATE] == 'o' then lease[EXPIRES] = score('o', id) or 0 end
 lease[CHARGES] = {}
 if get('u', id) then put('u', id, false) end

@@ -9,17 +9,22 @@ local function all(suffix)
   return pairs_of
 end
 
+-- Adds up what leases have in force on one counter.
+local function hold(name, j, amount, at)
+  local counter = KINDS[j] .. text(at[KINDS[j]] or 0) .. ' ' .. CODES[j] .. name
+  local sum = held[counter] or { name = name, j = j, amount = 0, at = at }
+  sum.amount, held[counter] = sum.amount + amount, sum
+end
+
 for id, packed in pairs(all('l')) do
   local lease = cmsgpack.unpack(packed)
-  local homes, charges = homes_at(lease[ADMITTED]), lease[CHARGES]
+  local at, charges = periods_at(lease[ADMITTED]), lease[CHARGES]
   local queue = queue_of(lease[STATE])
   states[queue] = states[queue] + 1
   if not score(queue, id) then complain(id .. ' is in state ' .. lease[STATE] .. ' but not in its queue') end
   if lease[STATE] ~= 'f' then
     for i = 1, #charges, WIDTH do
-      local home = homes[kind_of(charges[i])]
-      held[home] = held[home] or {}
-      held[home][charges[i]] = (held[home][charges[i]] or 0) + charges[i + 1]
+      for j = 1, NUM do hold(charges[i], j, max(0, charges[i + j]), at) end
     end
   end
 end
@@ -31,22 +36,23 @@ for id in pairs(all('u')) do
   if not get('l', id) then complain(id .. ' has a report but no lease') end
 end
 
-for field, count in pairs(all('g')) do
-  local of_leases = (held.g or {})[field] or 0
-  if int(count) ~= of_leases then complain(field .. ' counts ' .. count .. ', its leases hold ' .. of_leases) end
-end
-for home, fields in pairs(held) do
-  if home ~= 'b' then
-    local counted = all(home)
-    for field, amount in pairs(fields) do
-      local count = int(counted[field] or 0)
-      local is_short = count < amount and (home == 'g' or counted[field])
-      if is_short then complain(home .. ' ' .. field .. ' counts ' .. count .. ', its leases hold ' .. amount) end
+for name in pairs(all('c')) do
+  local record = record_of(name)
+  for j = 1, NUM do
+    local slot = SLOTS[j]
+    if KINDS[j] == 'g' then hold(name, j, 0, today) end
+    if KINDS[j] == 'b' and record[slot + 2] >= 0 and record[slot] > record[slot + 2] * MINUTE then
+      complain(CODES[j] .. name .. ' holds ' .. text(record[slot]) .. ' above ' .. text(record[slot + 2]))
     end
   end
 end
-for field in pairs(all('b')) do
-  local b = get('b', field)
-  if b[1] > b[3] * MINUTE then complain(field .. ' holds ' .. text(b[1]) .. ' above ' .. text(b[3])) end
+for counter, sum in pairs(held) do
+  local kind = KINDS[sum.j]
+  if kind ~= 'b' and not sum.at.over[kind] then
+    local count = used_of(record_of(sum.name), sum.name, sum.j, 0, sum.at)
+    if count < sum.amount or kind == 'g' and count > sum.amount then
+      complain(counter .. ' counts ' .. count .. ', its leases hold ' .. sum.amount)
+    end
+  end
 end
 return wrong

@@ -1,6 +1,6 @@
 -- One call's view of one account. What is read is kept, what is changed is only noted, and commit() writes it
 -- all at the very end: a script that dies is not rolled back, so whatever can fail must fail before.
--- Put before every script, after a line that defines LEASE, PERIODS, REAP, GRACE, BUDGETS and AUDIT (quota/redis.py).
+-- Put before every script, after the constants of quota/lua.py.
 local floor, max, min, sub, format = math.floor, math.max, math.min, string.sub, string.format
 local call = redis.call
 local MINUTE, DAY, EXACT = 60000, 86400000, 9007199254740991
@@ -31,18 +31,22 @@ lost_ms, epoch = int(lost_ms or 0), epoch or '' -- of no memory, where the accou
 local tables, changed = {}, {} -- of hashes (field to value) and sorted sets (member to score); false: not in it
 local log, fresh, new_mark = {}, {}, nil -- fresh: tables that lacked something, and may have to be made
 
-local IS_NUMBER = { g = true, d = true, m = true, u = true, o = true, f = true }
+local IS_NUMBER = { d = true, m = true, u = true, o = true, f = true }
 
-local function bucket(value) -- {used, updated, limit}
-  local used, updated, limit = string.match(value, '^(%d+) (%d+) (%d+)$')
-  return { int(used), int(updated), int(limit) }
+local function record_in(packed) -- of a layer's counters (counters.lua)
+  local found = cmsgpack.unpack(packed)
+  for i = 1, #EMPTY do
+    local n = found[i]
+    if n % 1 ~= 0 or n > EXACT or n < -EXACT then error('not an exact integer: ' .. tostring(n)) end
+  end
+  return found
 end
 
 -- Read these fields of a hash (or, with ZMSCORE, members of a sorted set) in one command. Counts and scores become
--- numbers, buckets tables.
+-- numbers, records tables.
 local function fetch(suffix, fields, command)
   local known, ask, kind = tables[suffix], fields, sub(suffix, 1, 1)
-  local parse = IS_NUMBER[kind] and int or kind == 'b' and bucket
+  local parse = IS_NUMBER[kind] and int or kind == 'c' and record_in
   if known then
     ask = {}
     for i = 1, #fields do

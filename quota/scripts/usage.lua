@@ -1,17 +1,33 @@
--- ARGV: clock, nonce. Answers {now, {home, {field, value, ...}, ...}, {lease id, expires, record's tokens, layers, ...}}.
+-- ARGV: clock, nonce. Answers {now, {counter, period, count or 'used updated limit', ...}, {lease id, expires, record's
+-- tokens, layers, ...}}, a counter as its dimension's code and its layer.
 local closed = unopened()
 if closed then return closed end
 reap()
-commit()
-local today, homes, leases = homes_at(now), { 'b', 'g' }, {}
-for offset = -1, 1 do
-  homes[#homes + 1] = 'd' .. text(today.day + offset)
-  homes[#homes + 1] = 'm' .. text(today.month + offset)
+local counters, leases = {}, {}
+
+local function tell(field, period, value)
+  for _, part in ipairs({ field, text(period), value }) do counters[#counters + 1] = part end
 end
-local counters = {}
-for _, home in ipairs(homes) do
-  counters[#counters + 1] = home
-  counters[#counters + 1] = redis.call('HGETALL', BASE .. home)
+
+local names = redis.call('HKEYS', BASE .. 'c')
+prefetch(names, 1)
+for _, name in ipairs(names) do
+  local record = record_of(name)
+  for j = 1, NUM do
+    local slot, at = SLOTS[j], PERIOD_AT[KINDS[j]]
+    if KINDS[j] ~= 'b' then
+      tell(CODES[j] .. name, at and record[at] or 0, text(record[slot]))
+    elseif record[slot + 2] >= 0 then
+      tell(CODES[j] .. name, 0, format('%d %d %d', record[slot], record[slot + 1], record[slot + 2]))
+    end
+  end
+end
+commit()
+for kind, period in pairs({ d = today.d, m = today.m }) do
+  for p = period - 1, period + 1 do
+    local flat = redis.call('HGETALL', BASE .. kind .. text(p))
+    for i = 1, #flat, 2 do tell(flat[i], p, flat[i + 1]) end
+  end
 end
 local open = redis.call('ZRANGE', BASE .. 'o', 0, -1, 'WITHSCORES')
 for i = 1, #open, 2 do

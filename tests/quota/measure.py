@@ -107,7 +107,7 @@ async def memory(url: str, num_counters: int) -> None:
     used.append(await used_memory(ledger))
     print(
         f"memory of an account, {num_counters} counters: {(used[1] - used[0]) / 2000:.0f} bytes after its request, "
-        f"{(used[2] - used[0]) / 2000:.0f} once its lease is forgotten (buckets go after 2 minutes, days after a day)"
+        f"{(used[2] - used[0]) / 2000:.0f} once its lease is forgotten"
     )
     await ledger.close()
 

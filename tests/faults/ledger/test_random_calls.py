@@ -22,7 +22,8 @@ LAYERS = encode((Layer(Level.ACCOUNT, "", FULL), Layer(Level.KEY, "k1", FULL))).
 JUNK = ["", "nan", "inf", "-inf", "-0", "1e308", "-1", "1.5", "0x10", str(2**53 + 1), "9" * 400, "x", "\0", "{", "[]"]
 JUNK_LAYERS = [
     *("", "[", "{}", "null", "3", "[1]", '[["a"],2]'),
-    *('["brx",5]', '["zz",5]', '["br:",null]', '["brk:a",1e400]'),
+    *('["key:k1",5]', '["key:k1",1,1,1,1,1,null]', '["key:k1",1,1,1,1,1,1e400]', '["key:k1",-1,2.5,3,4,5,6]'),
+    *("[5,1,2,3,4,5,6]", '["key:k1",1,"x",3,4,5,6]', '["key:k1",1,2,3,4,5,6,"key:k1",1,2,3,4,5,6]'),
 ]
 JUNK_ROWS = ["", "[[]]", '[["a"]]', '[["account:",20162,1,0.5]]', '[["account:",1e300,1,1]]', "[1]", "{}"]
 SCRIPTS = ("reserve", "reserve", "reserve", "finish", "renew", "adopt", "peek", "known", "restore", "usage")
