@@ -10,16 +10,28 @@ AWAY_RETRY_MS = 2000
 def check_request(request: GenerationRequest, info: EngineInfo, max_model_len: int) -> RequestError | None:
     """What the engine could not run, whatever its state. The gateway has checked the same things: this is what keeps
     one malformed request from failing a step, and with it everybody else's requests."""
-    prompt = request.prompt_token_ids
-    if not 0 < len(prompt) < max_model_len:
+    prompt, output = request.prompt_token_ids, request.output_token_ids
+    if output and not request.sampling.can_continue(info.continuation):
+        message = "The engine can't go on with another one's answer."
+    elif not 0 < len(prompt) < max_model_len:
         message = f"The prompt has {len(prompt)} tokens; this model takes 1 to {max_model_len - 1}."
     elif min(prompt) < 0 or (info.vocab_size and max(prompt) >= info.vocab_size):
         message = f"The prompt has a token id outside the vocabulary of {info.vocab_size} tokens."
     elif request.sampling.max_tokens < 1:
         message = "max_tokens: expected at least 1."
+    elif output and _is_answered(request, info, max_model_len):
+        message = "The answer that was begun leaves nothing to add."
     else:
         return None
     return RequestError(ErrorCode.INVALID, message)
+
+
+def _is_answered(request: GenerationRequest, info: EngineInfo, max_model_len: int) -> bool:
+    """Or is no beginning of one."""
+    output = request.output_token_ids
+    is_known = min(output) >= 0 and (not info.vocab_size or max(output) < info.vocab_size)
+    room = min(request.sampling.max_tokens, max_model_len - len(request.prompt_token_ids))
+    return not is_known or len(output) >= room
 
 
 def overloaded(num_waiting: int, retry_after_ms: int) -> RequestError:

@@ -76,7 +76,7 @@ class Scheduler:
             sequence_id=next(self._ids),
             request=request,
             max_tokens=min(request.sampling.max_tokens, room),
-            token_ids=list(request.prompt_token_ids),
+            token_ids=request.known_token_ids,
         )
         self._by_request[request.request_id] = sequence
         self.queue.put(sequence)
@@ -85,7 +85,7 @@ class Scheduler:
     def _refusal(self, request: GenerationRequest, now: float) -> RequestError | None:
         if (error := check_request(request, self.info, self.max_model_len)) is not None:
             return error
-        if self.queue.is_full:
+        if self.queue.is_full and not request.output_token_ids:  # a place was found for what was begun elsewhere
             return overloaded(len(self.queue), self.queue.retry_after_ms(now))
         return None
 
@@ -212,11 +212,10 @@ class Scheduler:
             sequence.first_scheduled = now
             sequence.num_cached_tokens = sequence.num_computed_tokens
             self.stats.cached_tokens += sequence.num_cached_tokens
-            uncached = sequence.num_prompt_tokens - sequence.num_cached_tokens
+            uncached = len(sequence.token_ids) - sequence.num_cached_tokens
             self.queue.served.charge(sequence.request.account, input_tokens=uncached)
             self._by_id[sequence.sequence_id] = sequence
-            request = sequence.request
-            self._new.append(NewSequence(sequence.sequence_id, request.prompt_token_ids, request.sampling))
+            self._new.append(sequence.introduction())
         sequence.status = SequenceStatus.RUNNING
         self._running.append(sequence)
 
@@ -255,7 +254,7 @@ class Scheduler:
     def _delta(self, sequence: Sequence, reason: FinishReason | None) -> OutputDelta:
         request = sequence.request
         delta = OutputDelta(request.request_id, [sequence.token_ids[-1]], reason)
-        if sequence.num_output_tokens == 1:
+        if sequence.num_output_tokens == len(request.output_token_ids) + 1:
             delta.cached_tokens = sequence.num_cached_tokens
             delta.queue_seconds = (sequence.first_scheduled or request.arrival) - request.arrival
         self.queue.served.charge(request.account, output_tokens=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from batching.blocks import hash_block
-from engines.types import FinishReason, GenerationRequest
+from engines.types import FinishReason, GenerationRequest, NewSequence
 
 
 class SequenceStatus(Enum):
@@ -57,6 +57,11 @@ class Sequence:
         """Prompt tokens that were worked on, cached ones included, even if a preemption took them again."""
         has_answer = len(self.token_ids) + self.num_pending_tokens > self.num_prompt_tokens
         return self.num_prompt_tokens if has_answer else self.num_computed_tokens
+
+    def introduction(self) -> NewSequence:
+        """What the engine is told of it."""
+        request = self.request
+        return NewSequence(self.sequence_id, request.prompt_token_ids, request.sampling, request.output_token_ids)
 
     def hashes(self, block_size: int, num_tokens: int) -> list[bytes]:
         """Hashes of the full blocks among the first `num_tokens` known tokens."""

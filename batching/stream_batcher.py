@@ -60,6 +60,7 @@ class StreamBatcher:
         if (error := self._refusal(request, now)) is not None:
             self._deliver([_failed(request.request_id, error)])
             return
+        request = _with_output_as_prompt(request)
         room = self._engine.info.max_model_len - len(request.prompt_token_ids)
         if request.sampling.max_tokens > room:
             request = replace(request, sampling=replace(request.sampling, max_tokens=room))
@@ -71,7 +72,7 @@ class StreamBatcher:
             return error
         if not self._engine.capacity():
             return away()
-        if self.queue.is_full:
+        if self.queue.is_full and not request.output_token_ids:  # a place was found for what was begun elsewhere
             return overloaded(len(self.queue), self.queue.retry_after_ms(now))
         return None
 
@@ -182,6 +183,18 @@ class StreamBatcher:
     def _flush(self) -> None:
         deltas, self._outbox = self._outbox, []
         self._deliver(deltas)
+
+
+def _with_output_as_prompt(request: GenerationRequest) -> GenerationRequest:
+    """To an engine that knows only prompts, what another one began is a part of it."""
+    if not (num_output := len(request.output_token_ids)):
+        return request
+    sampling = replace(
+        request.sampling,
+        max_tokens=request.sampling.max_tokens - num_output,
+        min_tokens=max(0, request.sampling.min_tokens - num_output),
+    )
+    return replace(request, prompt_token_ids=request.known_token_ids, output_token_ids=[], sampling=sampling)
 
 
 def _failed(request_id: str, error: RequestError) -> OutputDelta:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.base import EngineError, ThreadedStepEngine
-from engines.types import EngineConfig, EngineInfo, ScheduledSequence, StepPlan, StepResult
+from engines.types import Continuation, EngineConfig, EngineInfo, ScheduledSequence, StepPlan, StepResult
 
 CONTEXT = 1_000_000
 BLOCK_SIZE = 32
@@ -82,6 +82,7 @@ class FakeEngine(ThreadedStepEngine):
                 token_budget=options.token_budget or TOKEN_BUDGET,
                 steps_in_flight=options.steps_in_flight or 1,
                 description=f"fake, {options.delay_ms:g} ms a step",
+                continuation=Continuation.SEEDED,
             )
         )
 

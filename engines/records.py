@@ -48,8 +48,9 @@ class SequenceRecords:
             self._records.pop(sequence_id, None)
             self._sampler.remove(sequence_id)
         for sequence in plan.new:
-            self._records[sequence.sequence_id] = SequenceRecord(list(sequence.prompt_token_ids))
-            self._sampler.add(sequence.sequence_id, sequence.prompt_token_ids, sequence.sampling)
+            prompt, output = sequence.prompt_token_ids, sequence.output_token_ids
+            self._records[sequence.sequence_id] = SequenceRecord(prompt + output)
+            self._sampler.add(sequence.sequence_id, prompt, sequence.sampling, output)
         for sequence_id in plan.preempted:
             if sequence_id in self._records:
                 self._records[sequence_id].num_blocks = 0  # it comes back with another block table

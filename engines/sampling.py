@@ -62,21 +62,32 @@ class TokenCounts:
 
 
 class SequenceSampler:
-    """One sequence's sampling state. It goes on after a preemption, since sampled tokens are kept."""
+    """One sequence's sampling state. It goes on after a preemption, since sampled tokens are kept.
 
-    def __init__(self, prompt_token_ids: Sequence[int], params: SamplingParams, vocab_size: int) -> None:
+    Behind `output_token_ids` it stands where the engine stood that sampled them: as many random numbers are taken,
+    the same tokens counted.
+    """
+
+    def __init__(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        vocab_size: int,
+        output_token_ids: Sequence[int] = (),
+    ) -> None:
         self.params = params
-        self.greedy = params.temperature <= 0
+        self.greedy = params.is_greedy
         self.truncates = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
         self.temperature = max(params.temperature, _MIN_TEMPERATURE)
-        seed = None if params.seed is None else params.seed % 2**64
-        self._random = None if self.greedy else np.random.Generator(np.random.PCG64(seed))
+        self._random = None if self.greedy else _generator(params.seed, len(output_token_ids))
         self._num_generated = 0
         self._bias_ids, self._bias = _bias_arrays(params.logit_bias, vocab_size)
         self._banned = np.array([t for t in params.stop_token_ids if 0 <= t < vocab_size], dtype=np.int64)
         self._counts = self._initial_counts(prompt_token_ids)
         bans = params.min_tokens > 0 and self._banned.size > 0
         self.adjusts = self._counts is not None or self._bias_ids.size > 0 or bans
+        for token in output_token_ids:
+            self.record(token)
 
     def _initial_counts(self, prompt_token_ids: Sequence[int]) -> TokenCounts | None:
         params = self.params
@@ -102,6 +113,12 @@ class SequenceSampler:
         self._num_generated += 1
         if self._counts is not None:
             self._counts.add(token)
+
+
+def _generator(seed: int | None, num_taken: int) -> np.random.Generator:
+    """One that has given `num_taken` numbers: each is one step of PCG64."""
+    bits = np.random.PCG64(None if seed is None else seed % 2**64)
+    return np.random.Generator(bits.advance(num_taken))
 
 
 def _bias_arrays(logit_bias: dict[int, float], vocab_size: int) -> tuple[IdRow, FloatRow]:
@@ -138,8 +155,15 @@ class Sampler:
         self._states: dict[int, SequenceSampler] = {}
         self._batch = _Batch([], [], [], [], [])
 
-    def add(self, sequence_id: int, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        self._states[sequence_id] = SequenceSampler(prompt_token_ids, params, self._vocab_size)
+    def add(
+        self,
+        sequence_id: int,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        output_token_ids: Sequence[int] = (),
+    ) -> None:
+        state = SequenceSampler(prompt_token_ids, params, self._vocab_size, output_token_ids)
+        self._states[sequence_id] = state
 
     def remove(self, sequence_id: int) -> None:
         self._states.pop(sequence_id, None)

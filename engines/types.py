@@ -21,6 +21,15 @@ class FinishReason(StrEnum):
     ERROR = "error"  # `OutputDelta.error` says why
 
 
+class Continuation(StrEnum):
+    """Which answers, begun by one engine, another of its kind can go on with from their token ids, as if it had given
+    them itself."""
+
+    NONE = "none"
+    GREEDY = "greedy"  # those that depend on the tokens before alone: see `can_continue`
+    SEEDED = "seeded"  # and those whose random numbers, penalties and bans follow from a seed and a position
+
+
 class ErrorCode(StrEnum):
     """Why a request ended in FinishReason.ERROR."""
 
@@ -61,6 +70,20 @@ class SamplingParams:
     seed: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
 
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature <= 0
+
+    def can_continue(self, ability: Continuation) -> bool:
+        """Whether an engine of this ability, given the tokens so far, samples what the first one would have.
+
+        With GREEDY, those tokens are part of a prompt to it: penalties for what was generated alone would be lost.
+        """
+        if ability is Continuation.SEEDED:
+            return self.is_greedy or self.seed is not None
+        counts_output = bool(self.presence_penalty or self.frequency_penalty)
+        return ability is Continuation.GREEDY and self.is_greedy and not counts_output
+
 
 @dataclass(slots=True, frozen=True)
 class GenerationRequest:
@@ -68,6 +91,9 @@ class GenerationRequest:
 
     `request_id` is ours, never the client's. `account` is whom the queue is fair to. `cache_salt` separates the
     prefix cache's tenants. `deadline` is the moment after which nobody waits for the answer any more.
+
+    `output_token_ids` begin the answer: another engine gave them, and this one goes on behind them. To `sampling`
+    (max_tokens, min_tokens, penalties, the seed's random numbers) they count as output. They are not given again.
     """
 
     request_id: str
@@ -79,6 +105,12 @@ class GenerationRequest:
     priority: int = 0  # a lower number runs first
     cache_salt: bytes = b""
     prompt_text: str = ""  # the same prompt, for engines with `EngineInfo.takes_text`
+    output_token_ids: list[int] = field(default_factory=list)
+
+    @property
+    def known_token_ids(self) -> list[int]:
+        """What is there before this engine samples its first token."""
+        return self.prompt_token_ids + self.output_token_ids
 
 
 @dataclass(slots=True)
@@ -152,15 +184,20 @@ class EngineInfo:
     takes_text: bool = False  # prompts as text, not as token ids
     max_batch_size: int = 0  # without in-flight batching: how many start, and end, together; 0: any, at any time
     sampling: frozenset[str] | None = None  # the fields of SamplingParams that it can carry out; None: all
+    continuation: Continuation = Continuation.NONE  # of `GenerationRequest.output_token_ids`
 
 
 @dataclass(slots=True, frozen=True)
 class NewSequence:
-    """A sequence that the engine has not seen: it keeps these tokens and appends those it samples."""
+    """A sequence that the engine has not seen: it keeps these tokens and appends those it samples.
+
+    `output_token_ids` were sampled elsewhere: see GenerationRequest.
+    """
 
     sequence_id: int
     prompt_token_ids: list[int]
     sampling: SamplingParams
+    output_token_ids: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True, frozen=True)

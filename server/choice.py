@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 
-from batching.client import Receiver
 from engines.types import FinishReason, OutputDelta
 from server.job import PreparedPrompt
 from server.text.stream import TextPiece, TextStream
@@ -21,18 +21,23 @@ class Piece:
 
 @dataclass(slots=True)
 class Choice:
-    """One sequence of a request, from its deltas to its text."""
+    """One sequence of a request, whichever engines it runs on."""
 
     index: int
     prompt: PreparedPrompt
-    receiver: Receiver
     stream: TextStream
-    num_prompt: int = 0  # set with the first output
+    token_ids: array[int] = field(default_factory=lambda: array("i"))  # of the answer; none from an engine of text
+    num_prompt: int = 0  # set with the first output, and so is what is cached of it
     num_output: int = 0
     num_cached: int = 0
     num_computed: int = 0  # of the prompt
-    queue_seconds: float | None = None
+    submitted_after: float = 0.0  # seconds from the request's arrival to its latest submission
+    queue_seconds: float | None = None  # from the request's arrival to the first step of the engine that began it
     finish_reason: FinishReason | None = None
+
+    @property
+    def has_output(self) -> bool:
+        return self.num_prompt > 0
 
     @property
     def is_done(self) -> bool:
@@ -40,19 +45,32 @@ class Choice:
         return self.finish_reason not in (None, FinishReason.ERROR)
 
     def take(self, delta: OutputDelta) -> Piece:
+        """An engine's error is no end yet, unless nothing was missing: the answer may go on elsewhere."""
         self.count(delta)
-        if delta.error is None:
-            return self._piece(delta)
-        self.finish_reason = FinishReason.ERROR
-        return Piece(self.index, self._add(delta).text)
+        piece = self._add(delta)
+        reason = delta.finish_reason if delta.error is None else self._end_without_engine()
+        if reason is not None and not piece.stopped:
+            last = self.stream.finish()
+            piece = TextPiece(piece.text + last.text, last.stopped)
+        self.finish_reason = FinishReason.STOP if piece.stopped else reason
+        return Piece(self.index, piece.text, self.finish_reason)
+
+    def _end_without_engine(self) -> FinishReason | None:
+        """An engine may give its last token before it says that it was the last."""
+        is_full = len(self.token_ids) >= self.prompt.sampling.max_tokens
+        return FinishReason.LENGTH if is_full else None
 
     def count(self, delta: OutputDelta) -> None:
-        """What the engine did is charged, whether somebody reads it or not."""
+        """What the engine did is charged, whether somebody reads it or not. The prompt is charged once: an engine that
+        goes on with the answer computes it again, and that is no business of the client's."""
         if delta.has_output and not self.num_prompt:
-            self.num_cached, self.queue_seconds = delta.cached_tokens, delta.queue_seconds
+            self.num_cached = delta.cached_tokens
+            self.queue_seconds = self.submitted_after + delta.queue_seconds
             self.num_prompt = self.num_computed = delta.prompt_tokens or len(self.prompt.token_ids)
         self.num_output += self._num_tokens(delta)
-        self.num_computed = max(self.num_computed, delta.computed_tokens)
+        self.token_ids.extend(delta.token_ids)
+        # To an engine that goes on with an answer, the tokens before are part of the prompt.
+        self.num_computed = max(self.num_computed, min(delta.computed_tokens, len(self.prompt.token_ids)))
 
     def _num_tokens(self, delta: OutputDelta) -> int:
         return (
@@ -70,14 +88,3 @@ class Choice:
         ):
             token_ids = token_ids[:-1]  # the stop token ends the text without being part of it
         return self.stream.add(token_ids)
-
-    def _piece(self, delta: OutputDelta) -> Piece:
-        piece = self._add(delta)
-        text = piece.text
-        self.finish_reason = FinishReason.STOP if piece.stopped else delta.finish_reason
-        if delta.finish_reason is not None and not piece.stopped:
-            last = self.stream.finish()
-            text += last.text
-            if last.stopped:
-                self.finish_reason = FinishReason.STOP
-        return Piece(self.index, text, self.finish_reason)

@@ -70,6 +70,9 @@ class Metrics:
         self.shadow_refusals = self._counter(
             "penstock_quota_shadow_refusals", "Admissions that went past a shadow limit", "level", "dimension"
         )
+        self.failovers = self._counter(
+            "penstock_failovers", "Answers whose engine failed, by what became of them", *DEPLOYMENT, "outcome"
+        )
         self.lost_usage = Gauge(
             "penstock_usage_rows_lost",
             "Usage rows that could not be stored",

@@ -15,7 +15,7 @@ from batching.link import WorkerLink
 from batching.protocol import WorkerConfig
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
-from engines.types import EngineConfig, EngineInfo
+from engines.types import Continuation, EngineConfig, EngineInfo
 from server import model_files
 from server.settings import ModelSettings, Settings
 from server.text.chat_template import ChatTemplate
@@ -43,7 +43,8 @@ class Replica:
     @property
     def is_ready(self) -> bool:
         """Whether its worker is there, and the engine behind it."""
-        return self.client is not None and self.client.stats.ready
+        client = self.client
+        return client is not None and client.stats.ready and not client.closed.is_set()
 
     @property
     def stats(self) -> WorkerStats:
@@ -68,6 +69,7 @@ class Deployment:
     replicas: Sequence[Replica]
     fingerprint: str
     takes_text: bool = False  # its engine wants prompts as text
+    continuation: Continuation = Continuation.NONE  # what each of its replicas can do with another one's answer
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -172,6 +174,7 @@ def _deployment(
         replicas=replicas,
         fingerprint=_fingerprint(model, info),
         takes_text=info.takes_text,
+        continuation=info.continuation,
     )
 
 

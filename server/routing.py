@@ -56,10 +56,15 @@ class Router:
 
 def pick(deployment: Deployment) -> Replica:
     """The replica with the least to do. Raises Overloaded while none serves."""
-    ready = [replica for replica in deployment.replicas if replica.is_ready]
-    if not ready:
+    if (replica := pick_other(deployment, None)) is None:
         raise _not_ready(deployment)
-    return min(ready, key=lambda replica: replica.load)
+    return replica
+
+
+def pick_other(deployment: Deployment, failed: Replica | None) -> Replica | None:
+    """The same among the others than one; None while none of them serves."""
+    ready = [replica for replica in deployment.replicas if replica.is_ready and replica is not failed]
+    return min(ready, key=lambda replica: replica.load, default=None)
 
 
 def _not_ready(deployment: Deployment) -> Overloaded:

@@ -141,7 +141,7 @@ class PaperEngine:
         self._seen.add(new.sequence_id)
         record = _Record(new.prompt_token_ids, [], [hash(("salt", new.sampling.seed))])
         self.records[new.sequence_id] = record
-        for token in new.prompt_token_ids:
+        for token in new.prompt_token_ids + new.output_token_ids:
             record.append(token)
         del record.chain[0]
 

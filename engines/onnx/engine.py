@@ -20,7 +20,7 @@ from engines.onnx.probe import Abilities, probe
 from engines.onnx.runner import OnnxRunner
 from engines.onnx.session import VERSION, Session
 from engines.options import read_positive_integers
-from engines.types import EngineConfig, EngineInfo, StepPlan, StepResult
+from engines.types import Continuation, EngineConfig, EngineInfo, StepPlan, StepResult
 
 _COPIES = 3  # of the KV memory at the worst: the blocks, a run's input, its output
 _TOUCHES = 4  # times that a run reads or writes each byte of its cache
@@ -58,6 +58,7 @@ class OnnxEngine(ThreadedStepEngine):
                 num_blocks=capacity.num_blocks,
                 token_budget=options.token_budget or _TOKEN_BUDGET,
                 description=self._describe(loaded, config),
+                continuation=Continuation.SEEDED,
             )
         )
 

@@ -15,7 +15,7 @@ from engines.torch.kv_cache import PagedKVCache
 from engines.torch.loader import LoadedModel
 from engines.torch.memory import default_kv_bytes
 from engines.torch.model_runner import ModelRunner
-from engines.types import EngineConfig, EngineInfo, StepPlan, StepResult
+from engines.types import Continuation, EngineConfig, EngineInfo, StepPlan, StepResult
 
 
 @dataclass(slots=True, frozen=True)
@@ -54,6 +54,7 @@ class TorchEngine(ThreadedStepEngine):
                 num_blocks=capacity.num_blocks,
                 token_budget=options.token_budget or (256 if device.type == "cpu" else 512),
                 description=self._describe(loaded),
+                continuation=Continuation.SEEDED,
             )
         )
 

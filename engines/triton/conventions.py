@@ -14,7 +14,7 @@ from engines.base import EngineError
 from engines.triton.model import TritonModel
 from engines.triton.readers import Reader, TextReader, TokenReader
 from engines.triton.tensors import Kind, Value
-from engines.types import GenerationRequest, SamplingParams
+from engines.types import Continuation, GenerationRequest, SamplingParams
 
 Inputs = dict[str, list[Value]]
 Tensors = Mapping[str, Kind]
@@ -28,6 +28,7 @@ class Convention(ABC):
     required: ClassVar[Tensors]
     answers: ClassVar[Tensors]
     takes_text: ClassVar[bool] = True
+    continuation: ClassVar[Continuation] = Continuation.NONE
     sampling: frozenset[str]  # the fields of SamplingParams that it carries
 
     def __init__(self, model: TritonModel) -> None:
@@ -169,6 +170,7 @@ class TensorRTTokens(TensorParameters):
     }
     answers: ClassVar[Tensors] = {"output_ids": Kind.INTEGER}
     takes_text = False
+    continuation = Continuation.GREEDY
     parameters: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **{name: (name,) for name in ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty")},
         "top_p": ("runtime_top_p",),

@@ -56,6 +56,7 @@ class TritonEngine(StreamEngine):
             takes_text=self._convention.takes_text,
             max_batch_size=model.batch_size if _whole_batches(model) else 0,
             sampling=self._convention.sampling,
+            continuation=self._convention.continuation,
         )
         timeout = options.canary_timeout or (30.0 if _whole_batches(model) else 2.5)
         self._health = Health(self._client, self._canary, config.name, HealthOptions(timeout, options.reload))

@@ -158,6 +158,40 @@ async def test_a_stop_token_ends_the_answer(served: Served) -> None:
     assert (endless.token_ids, endless.finish_reason) == (whole, FinishReason.LENGTH)
 
 
+PENALTIES = {"presence_penalty": 0.7, "frequency_penalty": 0.5, "repetition_penalty": 1.3}
+BANNED_AT_FIRST = {"min_tokens": 12, "stop_token_ids": frozenset(range(150))}  # and then ends the answer
+CONTINUED: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "greedy, penalties": PENALTIES,
+    "greedy, min_tokens": BANNED_AT_FIRST,
+    "seeded": {"temperature": 1.0, "seed": 3, "top_p": 0.95},
+    "seeded, everything": {"temperature": 1.3, "seed": 2**63 - 1, **PENALTIES, **BANNED_AT_FIRST, "logit_bias": {7: 2.0}},
+}
+
+
+@pytest.mark.parametrize("settings", CONTINUED.values(), ids=CONTINUED)
+async def test_an_answer_that_another_engine_began(served: Served, settings: dict[str, Any]) -> None:
+    """It goes on from any of its tokens as if nothing had happened."""
+    request = make_request(prompt(37, seed=4), 24, **settings)
+    if not request.sampling.can_continue(served.info.continuation):
+        pytest.skip(f"it continues {served.info.continuation} answers only, and says so")
+    whole = await read_to_end(served.client.submit(request))
+    for num_known in (1, 6, len(whole.token_ids) - 1):
+        begun = replace(request, request_id=next(ids), output_token_ids=whole.token_ids[:num_known])
+        rest = await read_to_end(served.client.submit(begun))
+        assert begun.output_token_ids + rest.token_ids == whole.token_ids
+        assert rest.finish_reason is whole.finish_reason
+
+
+async def test_what_can_not_be_continued_is_refused(served: Served) -> None:
+    unseeded = make_request(prompt(9), 24, temperature=1.0)
+    full = make_request(prompt(9), 2)
+    for request, output in ((unseeded, [3]), (full, [3, 4]), (make_request(prompt(9), 24), [-1])):
+        end = await read_to_end(served.client.submit(replace(request, output_token_ids=output)))
+        assert end.error is not None
+        assert (end.error.code, end.token_ids) == (ErrorCode.INVALID, [])
+
+
 async def test_a_seed_decides_whoever_else_is_served(served: Served) -> None:
     if not served.kind.samples:
         pytest.skip("its answers do not depend on sampling")

@@ -25,6 +25,7 @@ from quota.ledger import QuotaDecision
 from quota.levels import Dimension, Layer, Level, Plan
 from quota.memory import MemoryLedger
 from server import generation as module
+from server import work as work_module
 from server.auth import Principal
 from server.entitlement import Entitlement
 from server.errors import APIError, DeadlineExceeded, Overloaded, RateLimited
@@ -79,6 +80,7 @@ class PaperWorker:
     raises: BaseException | None = None
     error_with_token: int | None = None  # this token comes together with the engine's death
     stats: WorkerStats = field(default_factory=WorkerStats)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
     receivers: dict[str, Receiver] = field(default_factory=dict)
     computed: dict[str, int] = field(default_factory=dict)  # prompt and answer, by request
     aborted: list[str] = field(default_factory=list)
@@ -382,7 +384,7 @@ async def test_a_ledger_that_fails_at_the_end_costs_nobody_an_answer(caplog: pyt
 async def test_an_engine_without_a_sign_of_life(
     changes: dict[str, float], hangs_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ABORT_PATIENCE", 0.01)
+    monkeypatch.setattr(work_module, "ABORT_PATIENCE", 0.01)
     house = House(PaperWorker(hangs_at=hangs_at), timeouts=TimeoutSettings(**changes))
     error = await fails_with(house.generation(), Overloaded)
     assert error.code == "engine_timeout"
@@ -391,7 +393,7 @@ async def test_an_engine_without_a_sign_of_life(
 
 
 async def test_the_whole_request_may_not_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ABORT_PATIENCE", 0.01)
+    monkeypatch.setattr(work_module, "ABORT_PATIENCE", 0.01)
     house = House(PaperWorker(hangs_at=2), timeouts=TimeoutSettings(total=0.05))
     assert (await fails_with(house.generation(), DeadlineExceeded)).status == 504
     await house.check_nothing_left()
@@ -407,7 +409,7 @@ async def test_a_total_time_holds_for_a_slow_reader_too() -> None:
 
 
 async def test_a_clients_patience_is_the_deadline_of_a_whole_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ABORT_PATIENCE", 0.01)
+    monkeypatch.setattr(work_module, "ABORT_PATIENCE", 0.01)
     house = House(PaperWorker(hangs_at=2))
     with pytest.raises(DeadlineExceeded):
         await read_whole(house.generation(streamed=False, read_timeout=0.02))
@@ -483,7 +485,7 @@ async def test_memory_does_not_grow_with_traffic() -> None:
 
 async def test_a_timer_that_is_early_is_no_patience_that_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """uvloop's are, by up to a millisecond. An empty answer would begin a stream that can only fail."""
-    monkeypatch.setattr(module, "ABORT_PATIENCE", 0.01)
+    monkeypatch.setattr(work_module, "ABORT_PATIENCE", 0.01)
     timeout = asyncio.timeout
     monkeypatch.setattr(module.asyncio, "timeout", lambda delay: timeout(min(delay, 0.01)))
     house = House(PaperWorker(hangs_at=0), timeouts=TimeoutSettings(first_token=1))
