@@ -21,6 +21,7 @@ class Kind:
     config: Callable[[pytest.FixtureRequest], EngineConfig]
     samples: bool = True  # whether its answers depend on the sampling parameters at all
     is_stepped: bool = True  # by our scheduler, and so in the worker's own process
+    chain: bytes = b""  # in a prompt, makes every token follow from those before, where that needs to be asked for
 
 
 def _fake(request: pytest.FixtureRequest) -> EngineConfig:
@@ -48,5 +49,5 @@ KINDS: dict[str, Kind] = {
     "fake": Kind(_fake, samples=False),
     "torch": Kind(_torch),
     "onnx": Kind(_onnx),
-    "triton": Kind(_triton, samples=False, is_stepped=False),
+    "triton": Kind(_triton, samples=False, is_stepped=False, chain=b"!chain"),
 }

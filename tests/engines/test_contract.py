@@ -172,7 +172,7 @@ CONTINUED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", CONTINUED.values(), ids=CONTINUED)
 async def test_an_answer_that_another_engine_began(served: Served, settings: dict[str, Any]) -> None:
     """It goes on from any of its tokens as if nothing had happened."""
-    request = make_request(prompt(37, seed=4), 24, **settings)
+    request = make_request([*served.kind.chain, *prompt(37, seed=4)], 24, **settings)
     if not request.sampling.can_continue(served.info.continuation):
         pytest.skip(f"it continues {served.info.continuation} answers only, and says so")
     whole = await read_to_end(served.client.submit(request))

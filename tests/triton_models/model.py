@@ -1,7 +1,8 @@
 """Runs inside Triton's python backend. Every request is answered by a thread of its own, a token at a time.
 
 In a prompt, "!fail" ends the answer in an error after three tokens, "!stop" after five, "!utf8" answers with
-characters of two bytes, "!echo" with the inputs that arrived, "!running" with the number of answers under way.
+characters of two bytes, "!echo" with the inputs that arrived, "!running" with the number of answers under way,
+"!chain" with tokens that each follow from all those before, as a language model's do.
 """
 
 import codecs
@@ -101,9 +102,17 @@ class Ask:
             return list(str(self.model.running - 1).encode())
         if "!utf8" in self.text:
             return list(itertools.islice(itertools.cycle("é".encode()), self.max_tokens))
+        if "!chain" in self.text:
+            return self.chain()
         # Versions answer differently, so that a test can tell them apart.
         digest = digest_prompt(self.prompt if self.model.version == 1 else [*self.prompt, self.model.version])
         return [fake_token(digest, index) for index in range(min(self.max_tokens, self.end))]
+
+    def chain(self):
+        known = list(self.prompt)
+        while len(known) < len(self.prompt) + self.max_tokens:
+            known.append(fake_token(digest_prompt(known), 0))
+        return known[len(self.prompt) :]
 
     @property
     def end(self):
