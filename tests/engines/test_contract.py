@@ -165,7 +165,8 @@ CONTINUED: dict[str, dict[str, Any]] = {
     "greedy, penalties": PENALTIES,
     "greedy, min_tokens": BANNED_AT_FIRST,
     "seeded": {"temperature": 1.0, "seed": 3, "top_p": 0.95},
-    "seeded, everything": {"temperature": 1.3, "seed": 2**63 - 1, **PENALTIES, **BANNED_AT_FIRST, "logit_bias": {7: 2.0}},
+    "seeded, penalties": {"temperature": 1.3, "seed": 2**63 - 1, "logit_bias": {7: 2.0}, **PENALTIES},
+    "seeded, min_tokens": {"temperature": 1.0, "seed": 1, "top_k": 9, **BANNED_AT_FIRST},
 }
 
 
