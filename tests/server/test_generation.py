@@ -3,226 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from batching.client import Receiver
-from batching.stats import WorkerStats
-from engines.fake import fake_answer
 from engines.types import (
     ErrorCode,
     FinishReason,
-    GenerationRequest,
     OutputDelta,
     RequestError,
-    SamplingParams,
 )
-from quota.ledger import QuotaDecision
-from quota.levels import Dimension, Layer, Level, Plan
-from quota.memory import MemoryLedger
+from quota.levels import Dimension
 from server import generation as module
 from server import work as work_module
-from server.auth import Principal
-from server.entitlement import Entitlement
 from server.errors import APIError, DeadlineExceeded, Overloaded, RateLimited
-from server.generation import Generation, Resources
-from server.job import Caller, Job, PreparedPrompt
-from server.leases import LeaseKeeper
-from server.metrics import Metrics
-from server.plans import PlanBook
-from server.registry import Deployment, Replica
+from server.generation import Generation
 from server.settings import TimeoutSettings
-from server.store.records import KeyKind, UsageRecord
-from server.text.stream import TextStream
-from server.text.tokenizer import ByteTokenizer
-from server.wire.common import ResponseHead
-
-PROMPT = list(b"what is a penstock?")
-NUM_TOKENS = 6
-ANSWER = bytes(fake_answer(PROMPT, NUM_TOKENS)).decode()
-LOST = RequestError(ErrorCode.ENGINE_FAILED, "The engine stopped.")
-PRINCIPAL = Principal("acct", "acme", "key", KeyKind.API, None, None, "default", {}, {}, None)
-PLAN = {"account": {"concurrent": 8, "requests_per_day": 1000, "tokens_per_day": 1_000_000}}
-
-
-class NetworkLedger(MemoryLedger):
-    """As if it were elsewhere: every call can be interrupted before and after the ledger has done it."""
-
-    async def reserve(self, lease_id: str, account: str, layers: Collection[Layer], tokens: int) -> QuotaDecision:
-        await asyncio.sleep(0)
-        decision = await super().reserve(lease_id, account, layers, tokens)
-        await asyncio.sleep(0)
-        return decision
-
-    async def settle(self, lease_id: str, account: str, tokens: int) -> bool:
-        await asyncio.sleep(0)
-        settled = await super().settle(lease_id, account, tokens)
-        await asyncio.sleep(0)
-        return settled
-
-    async def release(self, lease_id: str, account: str) -> bool:
-        await asyncio.sleep(0)
-        released = await super().release(lease_id, account)
-        await asyncio.sleep(0)
-        return released
-
-
-@dataclass
-class PaperWorker:
-    """A worker's client: every turn of the loop computes four tokens of each prompt, or one of its answer."""
-
-    hangs_at: int | None = None  # after so many tokens nothing comes any more, and no abort is answered
-    queues: bool = False  # nothing is ever begun
-    raises: BaseException | None = None
-    error_with_token: int | None = None  # this token comes together with the engine's death
-    stats: WorkerStats = field(default_factory=WorkerStats)
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
-    receivers: dict[str, Receiver] = field(default_factory=dict)
-    computed: dict[str, int] = field(default_factory=dict)  # prompt and answer, by request
-    aborted: list[str] = field(default_factory=list)
-
-    def submit(self, request: GenerationRequest, ready: asyncio.Event | None = None) -> Receiver:
-        if self.raises is not None:
-            raise self.raises
-        receiver = self.receivers[request.request_id] = Receiver(request.request_id, ready)
-        self.computed[request.request_id] = 0
-        if not self.queues:
-            self._soon(self._turn, request)
-        return receiver
-
-    def _soon(self, call: Callable[..., None], *arguments: object) -> None:
-        asyncio.get_running_loop().call_soon(call, *arguments)
-
-    def _turn(self, request: GenerationRequest) -> None:
-        if request.request_id not in self.receivers:
-            return
-        prompt = request.prompt_token_ids
-        done = self.computed[request.request_id]
-        if done < len(prompt):
-            self.computed[request.request_id] = min(done + 4, len(prompt))
-        elif self.hangs_at is not None and done - len(prompt) >= self.hangs_at:
-            return
-        else:
-            self.computed[request.request_id] += 1
-            self._give(request, done - len(prompt))
-        self._soon(self._turn, request)
-
-    def _give(self, request: GenerationRequest, index: int) -> None:
-        token = fake_answer(request.prompt_token_ids, index + 1)[-1]
-        last = index + 1 == request.sampling.max_tokens
-        self._put(OutputDelta(request.request_id, [token], FinishReason.LENGTH if last else None))
-        if index == self.error_with_token:
-            self._put(OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=LOST))
-
-    def _put(self, delta: OutputDelta) -> None:
-        if (receiver := self.receivers.get(delta.request_id)) is None:
-            return
-        if delta.finish_reason is not None:
-            del self.receivers[delta.request_id]
-        receiver.put(delta)
-
-    def abort(self, request_id: str) -> None:
-        self.aborted.append(request_id)
-        if self.hangs_at is None:
-            self._soon(self._answer_abort, request_id)
-
-    def _answer_abort(self, request_id: str) -> None:
-        computed = min(self.computed[request_id], len(PROMPT))
-        self._put(OutputDelta(request_id, finish_reason=FinishReason.ABORT, computed_tokens=computed))
-
-    def forget(self, request_id: str) -> None:
-        self.receivers.pop(request_id, None)
-
-
-@dataclass
-class House:
-    """What a generation touches, and the books of all of it."""
-
-    worker: PaperWorker = field(default_factory=PaperWorker)
-    ledger: MemoryLedger = field(default_factory=NetworkLedger)
-    timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
-    plan: dict[str, Any] = field(default_factory=lambda: PLAN)
-    records: list[UsageRecord] = field(default_factory=list)
-    num_requests: int = 0
-
-    def __post_init__(self) -> None:
-        self.replica = Replica(SimpleNamespace(client=self.worker))  # type: ignore[arg-type]
-        self.leases = LeaseKeeper(self.ledger)
-        self.deployment = Deployment("echo", "1", SimpleNamespace(), SimpleNamespace(), [self.replica], "fp")  # type: ignore[arg-type]
-        plans = PlanBook({"default": Plan.parse("default", self.plan)}, cast(Any, None))
-        self.entitlement = Entitlement(self.ledger, plans, lambda _: None)
-        self.resources = Resources(
-            entitlement=self.entitlement,
-            leases=self.leases,
-            metrics=Metrics(),
-            timeouts=self.timeouts,
-            finished=lambda record, _: self.records.append(record),
-            salt_key=b"salt",
-            is_draining=lambda: False,
-        )
-
-    def generation(self, num_prompts: int = 1, *, stop: str = "", streamed: bool = True, **caller: Any) -> Generation:
-        self.num_requests += 1
-        layers = self.entitlement.layers(PRINCIPAL, "echo", "1", {"chat"})
-        head = ResponseHead("chatcmpl-1", 0, "echo@1", "fp")
-        who = Caller(PRINCIPAL, f"req-{self.num_requests}", "/v1/chat/completions", **caller)
-        prompts = [prepared(stop) for _ in range(num_prompts)]
-        job = Job(who, self.deployment, prompts, frozenset({"chat"}), head, layers, streamed, False)
-        return Generation(job, self.resources)
-
-    async def used(self, dimension: Dimension) -> int:
-        usage = await self.ledger.usage("acct")
-        return sum(c.used for c in usage.counters if c.dimension is dimension and c.level is Level.ACCOUNT)
-
-    async def check_nothing_left(self) -> None:
-        """No lease, no place, no receiver, and what the rows say is what the account was charged."""
-        await self.ledger.check_integrity()
-        assert not (await self.ledger.usage("acct")).leases
-        assert await self.used(Dimension.CONCURRENT) == 0
-        assert self.replica.num_open == self.leases.num_held == 0
-        assert not self.worker.receivers
-        tokens = [record.prompt_tokens + record.completion_tokens for record in self.records]
-        assert await self.used(Dimension.TOKENS_PER_DAY) == sum(tokens)
-        assert await self.used(Dimension.REQUESTS_PER_DAY) == sum(1 for count in tokens if count)
-
-    @property
-    def num_charged(self) -> int:
-        return sum(record.prompt_tokens + record.completion_tokens for record in self.records)
-
-
-def prepared(stop: str) -> PreparedPrompt:
-    stops = [stop] if stop else []
-    return PreparedPrompt(
-        PROMPT, SamplingParams(max_tokens=NUM_TOKENS), lambda: TextStream(ByteTokenizer().detokenizer(), stops), len
-    )
-
-
-async def read(generation: Generation) -> str:
-    """As a stream's response does it."""
-    text = ""
-    async with generation:
-        while not generation.is_done:
-            text += "".join(piece.text for piece in await generation.next())
-    return text
-
-
-async def read_whole(generation: Generation) -> str:
-    async with generation:
-        return "".join(answer.text for answer in await generation.collect())
-
-
-async def cancel_after(turns: int, work: Awaitable[object]) -> bool:
-    """Cancel it after so many turns of the loop. Whether it was still running."""
-    task = asyncio.ensure_future(work)
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    running = task.cancel()
-    await asyncio.wait([task])
-    return running and task.cancelled()
+from tests.server.house import (
+    ANSWER,
+    NUM_TOKENS,
+    PLAN,
+    PROMPT,
+    House,
+    NetworkLedger,
+    PaperWorker,
+    cancel_after,
+    read,
+    read_whole,
+)
 
 
 async def fails_with(generation: Generation, kind: type[APIError]) -> APIError:
@@ -321,7 +129,7 @@ async def test_no_worker() -> None:
 
 @pytest.mark.parametrize("num_prompts", [1, 2])
 async def test_tokens_that_come_with_the_engines_death_are_delivered_first(num_prompts: int) -> None:
-    house = House(PaperWorker(error_with_token=3))
+    house = House(PaperWorker(dies_with=[3]))
     texts = [""] * num_prompts
     async with house.generation(num_prompts) as generation:
         while texts[-1] != ANSWER[:4]:
