@@ -6,11 +6,13 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from batching.buckets import count_cells
 from batching.scheduler import Scheduler, SchedulerConfig
 from engines.types import (
+    Continuation,
     EngineInfo,
     FinishReason,
     GenerationRequest,
@@ -23,6 +25,7 @@ from engines.types import (
 )
 
 FOREVER = 1e12
+FAR = 10**6  # more tokens than any context
 VOCABULARY = 256
 
 
@@ -45,7 +48,7 @@ async def eventually(condition: Callable[[], bool], timeout: float = 30.0) -> No
 
 
 def make_info(**changes: int) -> EngineInfo:
-    values = {
+    values: dict[str, Any] = {
         "max_model_len": 1024,
         "max_num_seqs": 8,
         "vocab_size": VOCABULARY,
@@ -53,6 +56,7 @@ def make_info(**changes: int) -> EngineInfo:
         "num_blocks": 1024,
         "token_budget": 64,
         "steps_in_flight": 1,
+        "continuation": Continuation.SEEDED,
     }
     return EngineInfo(**(values | changes))
 
@@ -69,17 +73,20 @@ def make_request(
     deadline: float = FOREVER,
     priority: int = 0,
     salt: bytes = b"",
+    num_begun: int = 0,
 ) -> GenerationRequest:
-    """The salt goes into the seed too: that is how `PaperEngine` knows it."""
+    """The salt goes into the seed too: that is how `PaperEngine` knows it. `num_begun`: so many tokens of the answer,
+    at most, were given by another engine."""
     sampling = SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         stop_token_ids=frozenset(stop),
         seed=int.from_bytes(salt, "little"),
     )
-    return GenerationRequest(
+    request = GenerationRequest(
         request_id, account, list(prompt), sampling, arrival, deadline, priority=priority, cache_salt=salt
     )
+    return replace(request, output_token_ids=oracle_answer(request, max_tokens + FAR)[0][:-1][:num_begun])
 
 
 def oracle_token(prompt: Sequence[int], index: int) -> int:
@@ -278,7 +285,9 @@ class Simulation:
         assert not self.engine.records, "the engine was not told of every end"
         assert self.ends.keys() == self.requests.keys()
         for request_id, end in self.ends.items():
-            answer, reason = oracle_answer(self.requests[request_id], self.scheduler.max_model_len)
+            request = self.requests[request_id]
+            answer, reason = oracle_answer(request, self.scheduler.max_model_len)
+            answer = answer[len(request.output_token_ids) :]
             if end.finish_reason in (FinishReason.ABORT, FinishReason.ERROR):
                 assert self.answers[request_id] == answer[: len(self.answers[request_id])]
             else:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +31,7 @@ def requests(draw: st.DrawFn) -> Callable[[str, float], GenerationRequest]:
         "account": draw(st.sampled_from("abc")),
         "priority": draw(st.integers(0, 2)),
         "salt": draw(st.sampled_from([b"", b"x", b"y"])),
+        "num_begun": draw(st.sampled_from([0, 0, 1, 12])),
     }
     patience = draw(st.sampled_from([0.0, 3.0, FOREVER]))
     return lambda request_id, now: make_request(
@@ -107,6 +109,7 @@ def random_request(rng: random.Random, request_id: str, simulation: Simulation) 
         request_id,
         prompt[:45],
         max_tokens=rng.randrange(1, 40),
+        num_begun=rng.choice([0, 0, 5]),
         stop=rng.sample(range(16), rng.randrange(2)),
         account=rng.choice("ab"),
         priority=rng.randrange(2),
@@ -423,6 +426,45 @@ def test_the_first_delta_alone_tells_of_the_start():
     simulation.drain()
     assert simulation.first["second"].queue_seconds == pytest.approx(3.0)
     assert simulation.ends["second"].queue_seconds == 0.0
+
+
+# --- what another engine began
+
+
+@pytest.mark.parametrize("num_begun", [1, 7, 14])
+@pytest.mark.parametrize(("min_tokens", "max_tokens"), [(15, 20), (0, 15)])
+def test_it_goes_on_and_counts_all_its_tokens(num_begun, min_tokens, max_tokens):
+    """To its fifteenth, by whichever rule."""
+    simulation = Simulation(make_info())
+    stop = range(16) if min_tokens else ()
+    request = make_request("r", max_tokens=max_tokens, min_tokens=min_tokens, stop=stop, num_begun=num_begun)
+    simulation.add(request)
+    simulation.drain()
+    whole = [oracle_token(request.prompt_token_ids, index) for index in range(15)]
+    assert request.output_token_ids + simulation.answers["r"] == whole
+    assert simulation.ends["r"].finish_reason is (FinishReason.STOP if stop else FinishReason.LENGTH)
+
+
+def test_its_tokens_are_looked_for_in_the_cache_and_kept_there():
+    simulation = Simulation(make_info(block_size=4))
+    begun = make_request("r", range(10), max_tokens=30, num_begun=13)
+    for request_id, cached in (("r", 0), ("again", 20)):
+        simulation.add(replace(begun, request_id=request_id))
+        simulation.drain()
+        assert simulation.first[request_id].cached_tokens == cached
+    assert simulation.scheduler.queue.served["a"] == (23 + 3) + 2 * 2 * 17
+
+
+def test_a_full_queue_takes_it_all_the_same_and_first():
+    """Its client is reading already, and no more can come than another replica could run."""
+    simulation = Simulation(make_info(max_num_seqs=1), SchedulerConfig(max_queue=1))
+    simulation.add(make_request("runs", max_tokens=3))
+    simulation.step()
+    simulation.add(make_request("waits"))
+    assert simulation.add(make_request("refused")) is not None
+    assert simulation.add(make_request("begun", max_tokens=9, num_begun=4, priority=-1)) is None
+    simulation.drain()
+    assert list(simulation.ends) == ["refused", "runs", "begun", "waits"]
 
 
 # --- nothing grows with traffic

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from batching.scheduler import SchedulerConfig
 from batching.stream_batcher import StreamBatcher
 from engines.base import StreamEngine
 from engines.fake import fake_answer
-from engines.types import EngineInfo, ErrorCode, FinishReason, GenerationRequest, OutputDelta
+from engines.types import Continuation, EngineInfo, ErrorCode, FinishReason, GenerationRequest, OutputDelta
 from tests.fakes import eventually, make_request
 
 
@@ -26,6 +27,7 @@ class PacedEngine(StreamEngine):
         self.paces = asyncio.Event()
         self.paces.set()
         self.sent: list[tuple[str, int]] = []
+        self.requests: list[GenerationRequest] = []
         self.open: set[str] = set()
         self.most_open = 0
         self.raises = False
@@ -38,6 +40,7 @@ class PacedEngine(StreamEngine):
 
     async def generate(self, request: GenerationRequest, padded_len: int) -> AsyncGenerator[OutputDelta, None]:
         self.sent.append((request.request_id, padded_len))
+        self.requests.append(request)
         self.open.add(request.request_id)
         self.most_open = max(self.most_open, len(self.open))
         try:
@@ -108,6 +111,24 @@ async def test_everybody_gets_their_own_answer_and_no_more_are_sent_than_there_i
             assert bench.answers[chr(65 + index)] == fake_answer(prompt, 4)
         assert bench.batcher.snapshot().running == bench.batcher.snapshot().waiting == 0
         assert bench.batcher.snapshot().generated_tokens == 80
+
+
+async def test_what_another_engine_began_is_a_part_of_the_prompt() -> None:
+    """The engine here answers a prompt, whatever it is made of; it is asked for what is missing alone."""
+    async with running(room=1) as bench:
+        bench.engine.info = replace(bench.engine.info, continuation=Continuation.GREEDY)
+        now = time.monotonic()
+        request = make_request("r", [65] * 9, max_tokens=12, min_tokens=7, arrival=now, deadline=now + 600)
+        greedy = replace(request.sampling, temperature=0)
+        bench.batcher.add(replace(request, sampling=greedy, output_token_ids=[66, 67, 68]))
+        bench.batcher.add(replace(request, request_id="unsuited", output_token_ids=[66]))
+        await eventually(lambda: len(bench.ends) == 2)
+        (asked,) = bench.engine.requests
+        assert (asked.prompt_token_ids, asked.output_token_ids) == ([65] * 9 + [66, 67, 68], [])
+        assert (asked.sampling.max_tokens, asked.sampling.min_tokens) == (9, 4)
+        assert bench.engine.sent == [("r", 12)]
+        assert len(bench.answers["r"]) == 9
+        assert bench.end("unsuited") is ErrorCode.INVALID
 
 
 async def test_the_least_served_account_is_next() -> None:

@@ -194,3 +194,22 @@ def test_a_sequence_id_may_be_used_again() -> None:
     sampler.remove(0)
     sampler.add(0, [], SamplingParams(max_tokens=1, temperature=0.0, logit_bias={4: 100.0}))
     assert sampler.sample([0], logits.copy()).token_ids == [4]
+
+
+@pytest.mark.parametrize("num_known", [0, 1, 8, 15])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"seed": 7},
+        {"seed": 7, "top_p": 0.8, "presence_penalty": 1.0, "frequency_penalty": 0.5},
+        {"seed": 2**64 - 1, "repetition_penalty": 1.5, "min_tokens": 9, "stop_token_ids": frozenset(range(40))},
+        {"temperature": 0.0, "frequency_penalty": 2.0},
+    ],
+)
+def test_it_goes_on_behind_tokens_that_were_sampled_elsewhere(params: dict[str, Any], num_known: int) -> None:
+    logits = random_logits(1, seed=3)[0]
+    whole = draw(logits, 16, prompt=(1, 2, 3), **params)
+    sampler = Sampler(VOCAB)
+    sampler.add(0, (1, 2, 3), SamplingParams(max_tokens=16, **params), whole[:num_known])
+    rest = [sampler.sample([0], logits.reshape(1, -1).copy()).token_ids[0] for _ in range(16 - num_known)]
+    assert rest == whole[num_known:]
