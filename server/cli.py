@@ -39,7 +39,10 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="auto | float32 | bfloat16, for every model.")] = None,
     quantize: Annotated[str | None, typer.Option(help="none | int8, for every model.")] = None,
     triton_url: Annotated[
-        str | None, typer.Option(help="HOST:PORT of Triton's gRPC, for every model; MODEL is its name there.")
+        str | None,
+        typer.Option(
+            help="HOST:PORT of Triton's gRPC, for every model; MODEL is its name there. Several, with commas: replicas."
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hugging Face id of the tokenizer, for every model.")
@@ -77,7 +80,7 @@ def models(config: Annotated[Path | None, typer.Option(help="A TOML file; see pe
     table = Table(Column("model", no_wrap=True), "engine", "path", "dtype", "context", "replicas", "asked for as")
     for model in settings.models:
         names = [alias for alias, target in settings.routing.aliases.items() if target in (model.name, model.id)]
-        place = model.path or model.url
+        place = model.path or ", ".join(model.url)
         context = str(model.max_model_len or "its own")
         table.add_row(model.id, model.engine, place, model.dtype, context, str(model.replicas), ", ".join(names))
     Console().print(table)

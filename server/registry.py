@@ -124,12 +124,12 @@ class Registry:
     async def _deploy(self, model: ModelSettings) -> Deployment:
         folder = await asyncio.to_thread(_find_folder, model)
         encoder = await asyncio.to_thread(_load_encoder, model, folder)
-        links = [self._link(model, folder, index) for index in range(model.replicas)]
+        links = [self._link(model, folder, index) for index in range(model.num_replicas)]
         await start_all(links)
         return _deployment(model, folder, encoder, [Replica(link) for link in links])
 
     def _link(self, model: ModelSettings, folder: Path | None, index: int) -> WorkerLink:
-        name = f"{model.id}#{index}" if model.replicas > 1 else model.id
+        name = f"{model.id}#{index}" if model.num_replicas > 1 else model.id
         # A short name: the path of a Unix socket ends at 107 bytes.
         socket = self._socket_dir / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.sock"
         config = WorkerConfig(
@@ -143,7 +143,7 @@ class Registry:
                 max_num_seqs=model.max_num_seqs,
                 options=model.options,
                 name=name,
-                url=model.url,
+                url=model.url[index % len(model.url)] if model.url else "",
                 remote_model=model.triton_model or model.name,
                 remote_version=model.triton_version,
             ),

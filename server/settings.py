@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from quota.levels import DEFAULT_PLAN, LimitError, Plan
 from server.keys import PRESET_FORM, may_be_key
@@ -38,60 +38,26 @@ from server.settings_layers import (
     key_path,
     read_toml,
     shown,
-    value_error,
 )
 from server.settings_layers import (
     SettingsError as SettingsError,
 )
 from server.settings_models import BUNDLED_FOLDER as BUNDLED_FOLDER
 from server.settings_models import HUB_ID, MODEL_FLAGS, lay_models
+from server.settings_types import (
+    DatabaseURL,
+    DataDir,
+    HostPorts,
+    Name,
+    RedisURL,
+    Seconds,
+    Text,
+    Texts,
+    TritonVersion,
+    Version,
+)
 
 SECRET_KEYS = ("admin_key", "api_key", "key_pepper")
-
-
-def _starts_with(*schemes: str) -> AfterValidator:
-    def check(url: str) -> str:
-        if url and not url.startswith(schemes):
-            raise value_error(f"expected a URL that starts with {' or '.join(schemes)}")
-        return url
-
-    return AfterValidator(check)
-
-
-def _made_of(characters: str, words: str) -> AfterValidator:
-    def check(text: str) -> str:
-        if not re.fullmatch(f"[{characters}]+", text):
-            raise value_error(f"expected {words}, got {shown(text)}")
-        return text
-
-    return AfterValidator(check)
-
-
-def _empty_or(pattern: str, words: str) -> AfterValidator:
-    def check(text: str) -> str:
-        if text and not re.fullmatch(pattern, text):
-            raise value_error(f"expected {words}, got {shown(text)}")
-        return text
-
-    return AfterValidator(check)
-
-
-def _expanded(folder: Path) -> Path:
-    try:
-        return folder.expanduser()
-    except RuntimeError:
-        raise value_error("no home folder is known for ~") from None
-
-
-Name = Annotated[str, _made_of("A-Za-z0-9._/-", "letters, digits and . _ - /")]
-Version = Annotated[str, _made_of("A-Za-z0-9._-", "letters, digits and . _ -")]
-Seconds = Annotated[float, Field(gt=0, le=86400)]
-Text = Annotated[str, StringConstraints(min_length=1)]
-Texts = Annotated[tuple[Text, ...], Field(strict=False)]  # TOML's arrays are lists
-DatabaseURL = Annotated[str, _starts_with("postgresql+psycopg://", "sqlite+aiosqlite:///")]
-HostPort = Annotated[str, _empty_or(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", "HOST:PORT")]
-TritonVersion = Annotated[str, _empty_or("[0-9]+", 'one of Triton\'s own, an integer such as "1"')]
-RedisURL = Annotated[str, _starts_with("redis://", "rediss://", "unix://")]
 
 
 class _Section(BaseModel):
@@ -107,7 +73,7 @@ class ServerSettings(_Section):
     tls_cert: str = ""
     tls_key: str = ""
     cors_origins: Texts = ()
-    data_dir: Annotated[Path, Field(strict=False), AfterValidator(_expanded)]
+    data_dir: DataDir
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -130,7 +96,7 @@ class ModelSettings(_Section):
     max_queue: Annotated[int, Field(ge=1)] = 1024
     system_prompt: str = ""
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    url: HostPort = ""
+    url: HostPorts = ()  # of several, each is a replica
     triton_model: str = ""  # "": the name
     triton_version: TritonVersion = ""  # "": Triton's policy
     tokenizer: str = ""
@@ -139,6 +105,10 @@ class ModelSettings(_Section):
     @property
     def id(self) -> str:
         return f"{self.name}@{self.version}"
+
+    @property
+    def num_replicas(self) -> int:
+        return max(self.replicas, len(self.url))
 
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
@@ -149,6 +119,8 @@ class ModelSettings(_Section):
         for key in _MEANINGLESS[self.engine]:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise at_key(key, f'means nothing to engine = "{self.engine}"')
+        if len(self.url) > 1 and self.replicas not in (1, len(self.url)):
+            raise at_key("replicas", f"each url is a replica: expected {len(self.url)}, or nothing")
         return self
 
 

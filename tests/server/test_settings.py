@@ -45,6 +45,7 @@ def error_from(environ: dict[str, str], **overrides: object) -> str:
 
 
 FAKE = '[[models]]\nname = "m"\nengine = "fake"\n'
+TRITON = '[[models]]\nname = "m"\nengine = "triton"\ntokenizer = "t/t"\n'
 
 
 def test_nothing_given_serves_the_bundled_model() -> None:
@@ -157,7 +158,7 @@ def test_models_from_arguments(tmp_path: Path) -> None:
 def test_models_of_a_triton(tmp_path: Path) -> None:
     flags = {"engine": "triton", "triton_url": "[::1]:8001", "models": ["org/ensemble"]}
     (model,) = load(None, flags, HOME).models
-    assert (model.id, model.url, model.tokenizer, model.path) == ("ensemble@1", "[::1]:8001", "org/ensemble", "")
+    assert (model.id, model.url, model.tokenizer, model.path) == ("ensemble@1", ("[::1]:8001",), "org/ensemble", "")
     (model,) = load(None, flags | {"tokenizer": str(tmp_path)}, HOME).models
     assert (model.name, model.tokenizer) == ("ensemble", str(tmp_path))
 
@@ -317,6 +318,14 @@ FILE_ERRORS = [
         'models[0].triton_version: expected one of Triton\'s own, an integer such as "1", got "latest"',
     ),
     (FAKE + 'url = "h:1"', 'models[0].url: means nothing to engine = "fake"'),
+    (TRITON + 'url = "h"', 'models[0].url: expected HOST:PORT, got "h"'),
+    (TRITON + 'url = ["h:1", "h:2:3"]', 'models[0].url: expected HOST:PORT, got "h:2:3"'),
+    (TRITON + 'url = ["h:1", ""]', 'models[0].url: expected HOST:PORT, got ""'),
+    (TRITON + "url = 8001", "models[0].url: expected a valid list, got 8001"),
+    (
+        TRITON + 'url = ["h:1", "h:2"]\nreplicas = 3',
+        "models[0].replicas: each url is a replica: expected 2, or nothing",
+    ),
     (FAKE + 'path = "o/m"', 'models[0].path: means nothing to engine = "fake"'),
     (FAKE + 'tokenizer = "o/m"', 'models[0].tokenizer: means nothing to engine = "fake"'),
     (FAKE + 'quantize = "int8"', 'models[0].quantize: means nothing to engine = "fake"'),
