@@ -12,11 +12,15 @@ from server.text.stream import TextPiece, TextStream
 
 @dataclass(slots=True, frozen=True)
 class Piece:
-    """What became known of one choice: text to send, and how it ended if it did."""
+    """What became known of one choice: text to send, and how it ended if it did.
+
+    `is_anew`: it begins again, and what came of it before is void. Only of whole answers, whose clients saw none of it.
+    """
 
     index: int
     text: str
     finish_reason: FinishReason | None = None
+    is_anew: bool = False
 
 
 @dataclass(slots=True)
@@ -59,6 +63,12 @@ class Choice:
         """An engine may give its last token before it says that it was the last."""
         is_full = len(self.token_ids) >= self.prompt.sampling.max_tokens
         return FinishReason.LENGTH if is_full else None
+
+    def begin_again(self) -> None:
+        """What the failed engine gave is dropped, and charged to nobody."""
+        self.stream = self.prompt.new_stream()
+        self.token_ids = array("i")
+        self.num_prompt = self.num_output = self.num_cached = 0
 
     def count(self, delta: OutputDelta) -> None:
         """What the engine did is charged, whether somebody reads it or not. The prompt is charged once: an engine that

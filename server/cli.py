@@ -82,7 +82,7 @@ def models(config: Annotated[Path | None, typer.Option(help="A TOML file; see pe
         names = [alias for alias, target in settings.routing.aliases.items() if target in (model.name, model.id)]
         place = model.path or ", ".join(model.url)
         context = str(model.max_model_len or "its own")
-        table.add_row(model.id, model.engine, place, model.dtype, context, str(model.replicas), ", ".join(names))
+        table.add_row(model.id, model.engine, place, model.dtype, context, str(model.num_replicas), ", ".join(names))
     Console().print(table)
 
 

@@ -18,14 +18,14 @@ MAX_MOVES = 8  # of one sequence
 
 
 class Outcome(StrEnum):
-    """The first two move it. The others, in the order in which they are looked at, end it in the engine's error."""
+    """The first two move it, the others end it in the engine's error."""
 
-    RETRIED = "retried"  # nothing of it had come: it begins again elsewhere
+    RETRIED = "retried"  # its client has seen nothing of it: it begins again elsewhere
     CONTINUED = "continued"  # it goes on elsewhere, behind its tokens
-    GAVE_UP = "gave_up"  # it has failed elsewhere already without a new token, or too often: it may be the reason
+    GAVE_UP = "gave_up"  # it was moved already and came no further, or too often: it may be the reason
     NO_REPLICA = "no_replica"  # no other one serves
     NO_BUDGET = "no_budget"  # too much is begun a second time already
-    CANNOT_CONTINUE = "cannot_continue"  # sampled without a seed, or by an engine that speaks text
+    CANNOT_CONTINUE = "cannot_continue"  # a stream sampled without a seed, or by an engine that speaks text
 
     @property
     def moves(self) -> bool:
@@ -37,6 +37,8 @@ class Loss:
     """A sequence whose engine has failed, as far as the decision goes."""
 
     has_output: bool
+    is_streamed: bool  # its client has seen its output
+    was_retried: bool
     has_progressed: bool  # since it was moved the last time; true for one that never was
     num_moves: int
     sampling: SamplingParams
@@ -95,6 +97,10 @@ def decide(loss: Loss, budget: RetryBudget, now: float) -> Outcome:
         return Outcome.GAVE_UP
     if not loss.has_other:
         return Outcome.NO_REPLICA
-    if not loss.has_output:
-        return Outcome.RETRIED if budget.take(now) else Outcome.NO_BUDGET
-    return Outcome.CONTINUED if loss.sampling.can_continue(loss.continuation) else Outcome.CANNOT_CONTINUE
+    if loss.has_output and loss.sampling.can_continue(loss.continuation):
+        return Outcome.CONTINUED
+    if loss.has_output and loss.is_streamed:
+        return Outcome.CANNOT_CONTINUE
+    if loss.was_retried:
+        return Outcome.GAVE_UP
+    return Outcome.RETRIED if budget.take(now) else Outcome.NO_BUDGET

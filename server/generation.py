@@ -139,6 +139,8 @@ class Generation:
         texts: list[list[str]] = [[] for _ in self._work.choices]
         while not self.is_done:
             for piece in await self.next():
+                if piece.is_anew:
+                    texts[piece.index].clear()
                 texts[piece.index].append(piece.text)
         return [
             Answer("".join(text), choice.finish_reason)
@@ -150,7 +152,7 @@ class Generation:
         pieces = []
         for placed, delta in self._work.take():
             piece = self._take(placed, delta)
-            if delta.has_output or delta.error is None or piece.finish_reason is not None:
+            if delta.error is None or piece.text or piece.finish_reason is not None or piece.is_anew:
                 pieces.append(piece)
         return pieces
 
@@ -161,9 +163,12 @@ class Generation:
         if piece.finish_reason is not None:
             if delta.finish_reason is None:
                 placed.place.abort()  # a stop string: the engine doesn't know of it
-        elif delta.error is not None and not self._goes_on(placed, delta.error):
-            placed.choice.finish_reason = FinishReason.ERROR
-            self.fail(from_engine(delta.error))
+        elif delta.error is not None:
+            if not self._goes_on(placed, delta.error):
+                placed.choice.finish_reason = FinishReason.ERROR
+                self.fail(from_engine(delta.error))
+            elif not self.job.streamed and not placed.choice.has_output:
+                return Piece(piece.index, "", is_anew=True)
         return piece
 
     def _goes_on(self, placed: Placed, error: RequestError) -> bool:

@@ -15,6 +15,7 @@ from batching.link import WorkerLink
 from batching.protocol import WorkerConfig
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
+from engines.base import EngineError
 from engines.types import Continuation, EngineConfig, EngineInfo
 from server import model_files
 from server.settings import ModelSettings, Settings
@@ -126,7 +127,12 @@ class Registry:
         encoder = await asyncio.to_thread(_load_encoder, model, folder)
         links = [self._link(model, folder, index) for index in range(model.num_replicas)]
         await start_all(links)
-        return _deployment(model, folder, encoder, [Replica(link) for link in links])
+        try:
+            _check_alike(model, links)
+            return _deployment(model, folder, encoder, [Replica(link) for link in links])
+        except BaseException:
+            await asyncio.gather(*(link.stop() for link in links))
+            raise
 
     def _link(self, model: ModelSettings, folder: Path | None, index: int) -> WorkerLink:
         name = f"{model.id}#{index}" if model.num_replicas > 1 else model.id
@@ -176,6 +182,15 @@ def _deployment(
         takes_text=info.takes_text,
         continuation=info.continuation,
     )
+
+
+def _check_alike(model: ModelSettings, links: Sequence[WorkerLink]) -> None:
+    """Several servers of one deployment are asked for the same things. Raises EngineError."""
+    kinds = [(i.takes_text, i.sampling, i.continuation) for link in links if (i := link.info) is not None]
+    for url, kind in zip(model.url[1:], kinds[1:], strict=False):
+        if kind != kinds[0]:
+            name = model.triton_model or model.name
+            raise EngineError(f"{model.id}: url: at {url}, {name} takes other inputs than at {model.url[0]}")
 
 
 def _find_folder(model: ModelSettings) -> Path | None:

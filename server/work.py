@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from batching.client import Receiver, WorkerClient
 from engines.types import ErrorCode, GenerationRequest, OutputDelta, RequestError
 from server.choice import Choice
-from server.failover import Loss, RetryBudget, decide
+from server.failover import Loss, Outcome, RetryBudget, decide
 from server.job import Job
 from server.metrics import Metrics
 from server.registry import Replica
@@ -47,6 +47,7 @@ class Placed:
     choice: Choice
     place: Place
     num_moves: int = 0
+    was_retried: bool = False
     output_when_moved: int = -1
 
     @property
@@ -138,6 +139,9 @@ class Work:
             return False
         request_id = placed.place.receiver.request_id
         log.info("request %s: its engine failed after %d tokens: %s", request_id, choice.num_output, outcome)
+        if outcome is Outcome.RETRIED:
+            placed.was_retried = True
+            choice.begin_again()
         placed.num_moves += 1
         placed.output_when_moved = choice.num_output
         failed, placed.place = placed.place, self._place(choice, other, placed.num_moves)
@@ -147,6 +151,8 @@ class Work:
     def _loss(self, placed: Placed, other: Replica | None) -> Loss:
         return Loss(
             has_output=placed.choice.has_output,
+            is_streamed=self._job.streamed,
+            was_retried=placed.was_retried,
             has_progressed=placed.has_progressed,
             num_moves=placed.num_moves,
             sampling=placed.choice.prompt.sampling,

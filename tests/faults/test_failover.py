@@ -254,7 +254,7 @@ def busy(server: House) -> ForkedWorker:
 
 
 async def test_sampled_without_a_seed_it_can_not_go_on(tmp_path: Path) -> None:
-    """Nobody could say what the engine would have sampled next."""
+    """Nobody could say what the engine would have sampled next. A whole answer is begun again: nobody has seen it."""
     doors: tuple[Door, ...] = ("sse", "ws")
     async with house(tmp_path, replicas=2) as server:
         tenant, streams = await server.tenant(), [greedy(door, 100_000, temperature=1) for door in doors]
@@ -262,8 +262,13 @@ async def test_sampled_without_a_seed_it_can_not_go_on(tmp_path: Path) -> None:
             async with asking(tenant, [seen], door):
                 await busy(server).kill()
             check_cut_short(seen)
-        assert server.failovers() == {"cannot_continue": 2}
-        await server.check_books(tenant, 2, sum(seen.num_tokens for seen in streams))
+        whole = greedy("json", 400, temperature=1)
+        async with asking(tenant, [whole], "json", have_begun=False):
+            await begun_by_all(server, 1)
+            await busy(server).kill()
+        assert (whole.text, whole.error) == (expected_text("json", 400), None)
+        assert server.failovers() == {"cannot_continue": 2, "retried": 1}
+        await server.check_books(tenant, 3, sum(seen.num_tokens for seen in (*streams, whole)))
 
 
 async def test_before_the_first_token_it_is_begun_again(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ SEEDED = SamplingParams(max_tokens=9, seed=0)
 UNSEEDED = SamplingParams(max_tokens=9)
 LOSS = Loss(
     has_output=True,
+    is_streamed=True,
+    was_retried=False,
     has_progressed=True,
     num_moves=0,
     sampling=GREEDY,
@@ -49,6 +51,14 @@ def test_after_the_first_token(sampling: SamplingParams, continuation: Continuat
 @pytest.mark.parametrize("continuation", list(Continuation))
 def test_before_it_anything_is_begun_again(sampling: SamplingParams, continuation: Continuation) -> None:
     assert outcome(has_output=False, sampling=sampling, continuation=continuation) is Outcome.RETRIED
+
+
+def test_a_whole_answer_that_can_not_go_on_is_begun_again_once() -> None:
+    """Its client has seen nothing of it."""
+    whole = {"is_streamed": False, "sampling": UNSEEDED}
+    assert outcome(**whole) is Outcome.RETRIED
+    assert outcome(**whole, was_retried=True, num_moves=1) is Outcome.GAVE_UP
+    assert outcome(is_streamed=False) is Outcome.CONTINUED
 
 
 def test_not_without_another_replica() -> None:

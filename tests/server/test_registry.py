@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import json
 import os
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from batching.protocol import WorkerConfig
 from batching.stats import WorkerStats
 from batching.supervisor import WorkerSupervisor
 from engines.base import EngineError
@@ -21,6 +24,7 @@ from server.model_files import ModelFilesError, find
 from server.registry import Registry, Replica, _find_folder
 from server.settings import BUNDLED_FOLDER, load
 from server.text.tokenizer import ByteTokenizer, load_tokenizer
+from tests.byte_tokenizer import write_byte_tokenizer
 from tests.fakes import eventually
 
 TWO_VERSIONS = """
@@ -179,3 +183,44 @@ def test_model_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in (str(tmp_path / "file"), "no/such/folder", "/nowhere", "-x", "a b"):
         with pytest.raises(ModelFilesError, match="expected a folder"):
             find(wrong)
+
+
+@dataclass
+class PaperLink:
+    """A worker of a Triton's that says what it found there."""
+
+    config: WorkerConfig
+    name: str
+    info: EngineInfo | None = None
+    client: Any = None
+    stopped: bool = False
+
+    async def start(self) -> None:
+        takes_text = self.config.engine.url != "h:2"
+        self.info = EngineInfo(max_model_len=100, max_num_seqs=4, vocab_size=0, takes_text=takes_text)
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.parametrize(("urls", "is_alike"), [(["h:1", "h:3"], True), (["h:1", "h:2"], False)])
+async def test_each_url_is_a_replica_of_the_same_model(urls: list[str], is_alike: bool, tmp_path: Path) -> None:
+    links: list[PaperLink] = []
+
+    def make_link(config: WorkerConfig, name: str) -> PaperLink:
+        links.append(PaperLink(config, name))
+        return links[-1]
+
+    tokenizer = write_byte_tokenizer(tmp_path)
+    text = f'[[models]]\nname = "m"\nengine = "triton"\nurl = {urls}\ntokenizer = "{tokenizer}"\n'
+    (tmp_path / "penstock.toml").write_text(text)
+    settings = load(tmp_path / "penstock.toml", {"data_dir": str(tmp_path)}, {})
+    house = Registry(settings, tmp_path, make_link)
+    if is_alike:
+        await house.start()
+        assert len(house.deployments["m@1"].replicas) == 2
+    else:
+        with pytest.raises(EngineError, match="m@1: url: at h:2, m takes other inputs than at h:1"):
+            await house.start()
+        assert all(link.stopped for link in links)
+    assert [(link.name, link.config.engine.url) for link in links] == [("m@1#0", urls[0]), ("m@1#1", urls[1])]

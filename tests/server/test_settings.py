@@ -160,7 +160,9 @@ def test_models_of_a_triton(tmp_path: Path) -> None:
     (model,) = load(None, flags, HOME).models
     assert (model.id, model.url, model.tokenizer, model.path) == ("ensemble@1", ("[::1]:8001",), "org/ensemble", "")
     (model,) = load(None, flags | {"tokenizer": str(tmp_path)}, HOME).models
-    assert (model.name, model.tokenizer) == ("ensemble", str(tmp_path))
+    assert (model.name, model.tokenizer, model.num_replicas) == ("ensemble", str(tmp_path), 1)
+    (model,) = load(None, flags | {"triton_url": "h:1, [::1]:2"}, HOME).models
+    assert (model.url, model.num_replicas) == (("h:1", "[::1]:2"), 2)
 
 
 def test_arguments_take_the_place_of_the_file_s_models(tmp_path: Path) -> None:

@@ -127,6 +127,35 @@ async def test_it_is_begun_again_elsewhere() -> None:
     await check_charged_once(house)
 
 
+@pytest.mark.parametrize("num_prompts", [1, 3])
+async def test_a_whole_answer_is_begun_again_even_after_tokens(num_prompts: int) -> None:
+    """Nobody has seen them, and nobody pays for them."""
+    house = two_replicas(3)
+    assert await read_whole(house.generation(num_prompts, streamed=False)) == ANSWER * num_prompts
+    assert house.failovers == {"retried": num_prompts}
+    assert all(request.output_token_ids == [] for request in house.others[0].requests)
+    (record,) = house.records
+    assert record.prompt_tokens == num_prompts * len(PROMPT)
+    assert record.completion_tokens == num_prompts * NUM_TOKENS
+    await house.check_nothing_left()
+
+
+async def test_a_whole_answer_that_is_lost_twice() -> None:
+    house = House(PaperWorker(dies_with=[3]), others=(PaperWorker(dies_with=[4]),))
+    with pytest.raises(Overloaded):
+        await read_whole(house.generation(streamed=False))
+    assert house.failovers == {"retried": 1, "gave_up": 1}
+    await check_charged_once(house, num_output=5)
+
+
+async def test_a_stream_has_not_begun_while_it_is_begun_again() -> None:
+    """Its status still waits for the first token."""
+    house = House(PaperWorker(refuses=LOST), others=(PaperWorker(),))
+    async with house.generation() as generation:
+        (piece,) = await generation.next()
+        assert piece.text == ANSWER[0]
+
+
 async def test_once_only() -> None:
     house = House(PaperWorker(refuses=LOST), others=tuple(PaperWorker(refuses=LOST) for _ in range(3)))
     with pytest.raises(Overloaded):
