@@ -195,7 +195,8 @@ async def test_kills_with_a_second_replica(tmp_path: Path) -> None:
         for seen in readers.ended:
             check_whole(seen)
         moved = server.failovers()
-        assert moved.keys() == {"continued"}
+        assert moved["continued"] >= KILLS
+        assert moved.keys() <= {"continued", "retried"}  # a stream may begin just when the kill is sent
         charged = sum(seen.usage["total_tokens"] if seen.usage else seen.num_tokens for seen in readers.ended)
         await server.check_books(readers.tenant, len(readers.ended), charged)
     figures = {"kills": KILLS, "answers": len(readers.ended), "times one went on elsewhere": moved["continued"]}
