@@ -1,25 +1,24 @@
 """`penstock bench URL`: also runs alone, as `python -m loadtest.cli URL`."""
 
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from loadtest import options
 from loadtest.client import Endpoint, Target, base_url
-from loadtest.measure import SLO, summarize
-from loadtest.records import BenchError, RequestRecord
-from loadtest.report import json_report, print_report
-from loadtest.runner import BenchConfig, BenchResult, OnProgress, Stage, run_bench
-from loadtest.workloads import WORKLOADS, RequestSize, WorkloadName
-
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+from loadtest.figures import Measured
+from loadtest.loads import Load
+from loadtest.options import Levels, WorkloadOptions, choose_loads, num_warmup, numbers
+from loadtest.progress import progress_bars
+from loadtest.records import BenchError
+from loadtest.results import Report
+from loadtest.roofline import Roofline
+from loadtest.runner import BenchConfig
+from loadtest.server_metrics import MetricsSource
+from loadtest.sweep import Run, plan_runs, run_all
+from loadtest.workloads import Workload
+from loadtest.writing import EXIT_FAILED, deliver
 
 
 def bench(
@@ -29,21 +28,34 @@ def bench(
         str | None,
         typer.Option(envvar=["PENSTOCK_API_KEY", "OPENAI_API_KEY"], help="Sent as a bearer token."),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at any time.")] = 16,
-    requests: Annotated[int, typer.Option(min=1, help="Measured requests.")] = 128,
-    warmup: Annotated[
-        int | None,
-        typer.Option(min=0, help="Requests before, not counted. Unset: as many as --concurrency."),
+    admin_key: Annotated[
+        str | None,
+        typer.Option(envvar="PENSTOCK_ADMIN_KEY", help="Of a Penstock: its /metrics tell batch sizes and padding."),
     ] = None,
-    workload: Annotated[WorkloadName, typer.Option(help="How sizes are drawn.")] = WorkloadName.CHAT,
-    input_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Approximate prompt size (fixed) or its upper bound. Unset: 128 (fixed) or 1024."),
+    concurrency: options.Concurrencies = None,
+    rate: Annotated[
+        Levels | None,
+        typer.Option(parser=numbers, metavar="R[,R...]", help="Open loop: requests that arrive a second, whatever."),
     ] = None,
-    output_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="max_tokens (fixed) or its upper bound. Unset: 128 (fixed) or 1024."),
+    burstiness: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Of --rate: the shape of the Gamma distribution of gaps. Unset: 1, Poisson."),
     ] = None,
+    trace_speed: Annotated[
+        Levels | None,
+        typer.Option(parser=numbers, metavar="X[,X...]", help="Open loop: a trace's own arrivals, X times as fast."),
+    ] = None,
+    requests: options.Requests = 128,
+    warmup: options.Warmup = None,
+    repeat: options.Repeat = 1,
+    workload: options.Name = None,
+    input_tokens: options.InputTokens = None,
+    output_tokens: options.OutputTokens = None,
+    prefix_tokens: options.PrefixTokens = None,
+    prefixes: options.Prefixes = None,
+    trace: options.TraceFile = None,
+    trace_scale: options.TraceScale = None,
+    token_ids: options.TokenIds = False,
     endpoint: Annotated[Endpoint, typer.Option(help="Which endpoint to drive.")] = Endpoint.CHAT,
     seed: Annotated[int, typer.Option(help="The same seed sends the same requests.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a request may take in all.")] = 600.0,
@@ -53,91 +65,55 @@ def bench(
     slo_ttft_ms: Annotated[float | None, typer.Option(min=0, help="Goodput: bound on TTFT.")] = None,
     slo_tpot_ms: Annotated[float | None, typer.Option(min=0, help="Goodput: bound on TPOT.")] = None,
     slo_e2el_ms: Annotated[float | None, typer.Option(min=0, help="Goodput: bound on E2EL.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", dir_okay=False, help="Also write the results to this file.")
+    roofline: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Facts from python -m loadtest.machine, to compare with.")
     ] = None,
+    json_file: options.JSONFile = None,
+    html_file: options.HTMLFile = None,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
 ) -> None:
-    """Drive an OpenAI-compatible server at a fixed concurrency; print TTFT, ITL, TPOT and throughput.
+    """Drive an OpenAI-compatible server, at one load or a sweep of them; print TTFT, ITL, TPOT and throughput.
 
     Exits 1 when the server cannot be used or any request failed.
     """
-    slo = SLO(_seconds(slo_ttft_ms), _seconds(slo_tpot_ms), _seconds(slo_e2el_ms))
+    slo = options.slo(slo_ttft_ms, slo_tpot_ms, slo_e2el_ms)
+    sizes = (input_tokens, output_tokens, prefix_tokens, prefixes)
     try:
-        _check_writable(json_file)
-        config = BenchConfig(
-            target=Target(base_url(url), (api_key or "").strip() or None, endpoint, ignore_eos),
-            model=model,
-            workload=workload,
-            size=_size(workload, input_tokens, output_tokens),
-            concurrency=concurrency,
-            num_requests=requests,
-            num_warmup=concurrency if warmup is None else warmup,
-            seed=seed,
-            timeout_s=timeout,
-        )
-        with _progress_bar(config, enabled=not no_progress) as on_progress:
-            result = run_bench(config, on_progress)
+        options.check_writable(json_file, html_file)
+        facts = Roofline.read(roofline) if roofline else None
+        target = Target(base_url(url), _stripped(api_key), endpoint, ignore_eos)
+        chosen = WorkloadOptions(workload, *sizes, trace, trace_scale, token_ids).build()
+        loads = choose_loads(concurrency, rate, burstiness, trace_speed)
+        metrics = MetricsSource.of(target.base_url, key) if (key := _stripped(admin_key)) else None
+        config = BenchConfig(target, model, chosen, loads[0], requests, 0, seed, timeout, metrics=metrics)
+        runs = _run(config, loads, warmup, repeat, shows_progress=not no_progress)
     except BenchError as error:
         typer.echo(f"penstock bench: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
-    raise typer.Exit(_report(result, slo, json_file))
-
-
-def _report(result: BenchResult, slo: SLO, json_file: Path | None) -> int:
-    """Show the result; answers the process's exit code."""
-    summary = summarize(result.records, slo)
-    print_report(Console(highlight=False), result, summary)
-    if json_file is not None:
-        text = json.dumps(json_report(result, summary, slo), indent=2)
-        json_file.write_text(text + "\n", encoding="utf-8")
-    if result.interrupted:
-        return EXIT_INTERRUPTED
-    return EXIT_FAILED if summary.num_failed else 0
-
-
-@contextmanager
-def _progress_bar(config: BenchConfig, *, enabled: bool) -> Iterator[OnProgress]:
-    """On stderr, so that the report alone is on stdout; silent where stderr is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(
-        *columns,
-        TextColumn("{task.fields[failed]}", style="red"),
-        console=console,
-        transient=True,
-        refresh_per_second=4,  # it shares our core
-        disable=not (enabled and console.is_terminal),
+    measured = tuple(Measured.of(run, slo, facts) for run in runs)
+    raise typer.Exit(
+        deliver(Report(_title(runs[0], chosen), (_subject(runs[0]),), measured, slo), json_file, html_file)
     )
-    totals = {Stage.WARMUP: config.num_warmup, Stage.MEASURED: config.num_requests}
-    with bar:
-        tasks = {stage: bar.add_task(stage.value, total=total, failed="") for stage, total in totals.items() if total}
-        failed = dict.fromkeys(Stage, 0)
-
-        def on_progress(stage: Stage, record: RequestRecord) -> None:
-            failed[stage] += record.failure is not None
-            words = f"{failed[stage]} failed" if failed[stage] else ""
-            bar.update(tasks[stage], advance=1, failed=words)
-
-        yield on_progress
 
 
-def _size(workload: WorkloadName, input_tokens: int | None, output_tokens: int | None) -> RequestSize:
-    default = WORKLOADS[workload].default
-    return RequestSize(input_tokens or default.input_tokens, output_tokens or default.output_tokens)
+def _run(config: BenchConfig, loads: list[Load], warmup: int | None, repeat: int, *, shows_progress: bool) -> list[Run]:
+    planned = plan_runs([config], loads, repeat, lambda load: num_warmup(load, warmup))
+    with progress_bars(len(planned), enabled=shows_progress) as begin:
+        return list(run_all(planned, begin))
 
 
-def _seconds(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
+def _title(run: Run, workload: Workload) -> str:
+    return f"{run.result.model}: {workload.name} workload"
 
 
-def _check_writable(path: Path | None) -> None:
-    """Before the run, not after it: a result that cannot be kept is a run for nothing."""
-    if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise BenchError(f"cannot write {path}")
+def _subject(run: Run) -> str:
+    target = run.plan.config.target
+    return f"{run.result.model} at {target.shown_url} ({target.endpoint})"
+
+
+def _stripped(key: str | None) -> str | None:
+    return (key or "").strip() or None
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)  # locals hold the key
-    app.command()(bench)
-    app()
+    options.standalone(bench)

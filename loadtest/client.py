@@ -37,6 +37,10 @@ class Target:
     endpoint: Endpoint = Endpoint.CHAT
     ignore_eos: bool = False
 
+    @property
+    def shown_url(self) -> str:
+        return shown(self.base_url)
+
 
 def base_url(text: str) -> httpx.URL:
     """A base URL as users write it: the scheme may be left out, and `/v1` unless the path has a version."""
@@ -58,7 +62,7 @@ def shown(url: httpx.URL) -> str:
 
 
 class LoadClient:
-    """Sends planned requests over a pool of `concurrency` kept-alive connections.
+    """Sends planned requests over a pool of `concurrency` kept-alive connections; None: as many as are needed.
 
     A refused request is a result, not retried: retries would hide what the server does under load.
     """
@@ -67,7 +71,7 @@ class LoadClient:
         self,
         target: Target,
         *,
-        concurrency: int,
+        concurrency: int | None,
         timeout_s: float,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -106,15 +110,17 @@ class LoadClient:
             raise BenchError(f"{self._url}/models answered HTTP {response.status_code}; name one by --model")
         return self._first_model(response.content)
 
-    async def send(self, planned: PlannedRequest, model: str) -> RequestRecord:
-        """One request, start to end. Raises nothing but cancellation."""
+    async def send(self, planned: PlannedRequest, model: str, due_s: float | None = None) -> RequestRecord:
+        """One request, start to end. `due_s`: when it should have been sent; None: now. Raises nothing but
+        cancellation."""
         body = msgspec.json.encode(request_body(planned, model, self._target))
         request = self._http.build_request("POST", PATHS[self._target.endpoint], content=body)
         reader = AnswerReader()
-        start_s = perf_counter()
+        sent_s = perf_counter()
         failure = await self._attempt(request, reader)
         end_s = reader.done_s if reader.done_s is not None else perf_counter()
-        return RequestRecord(planned, start_s, end_s, reader.content_times_s, reader.usage, failure)
+        start_s = sent_s if due_s is None else min(due_s, sent_s)
+        return RequestRecord(planned, start_s, end_s, reader.content_times_s, reader.usage, failure, sent_s)
 
     async def _attempt(self, request: httpx.Request, reader: AnswerReader) -> Failure | None:
         try:

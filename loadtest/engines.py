@@ -1,127 +1,121 @@
-"""Two ways to serve a model, side by side: the same workload on both in turns, A B A B, and the ratios.
+"""Ways to serve a model, side by side: the same workload on all of them in turns, A B A B, and the ratios to the first.
 
     python -m loadtest.engines "models/tiny-chat --dtype float32" "DIR --engine onnx"
 
-On a shared machine the speed of one run says little; the ratio of two that follow each other says more.
+Each is the arguments of a `penstock serve` that is started for it, or the URL of a server that runs already.
 """
 
 import secrets
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from statistics import median
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from loadtest import options
 from loadtest.client import Endpoint, Target, base_url
+from loadtest.figures import Measured
+from loadtest.loads import ClosedLoop
 from loadtest.local import serving
-from loadtest.measure import SLO, Summary, summarize
+from loadtest.options import WorkloadOptions
+from loadtest.progress import progress_bars
 from loadtest.records import BenchError
-from loadtest.runner import BenchConfig, run_bench
-from loadtest.workloads import RequestSize, WorkloadName
+from loadtest.results import Report
+from loadtest.runner import BenchConfig
+from loadtest.server_metrics import MetricsSource
+from loadtest.sweep import PlannedRun, Run, plan_runs, run_all
+from loadtest.workloads import Workload, WorkloadName
+from loadtest.writing import EXIT_FAILED, deliver
+
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """What one run measured. Times in seconds."""
+class Contender:
+    """A server in the comparison. `metrics`: None of one that we did not start."""
 
-    tokens_per_s: float
-    ttft_s: float  # median
-    itl_s: float  # median
-
-    @classmethod
-    def of(cls, summary: Summary) -> "Speed":
-        """Raises BenchError when a request failed: the others were faster for it."""
-        if summary.num_failed or summary.ttft_s is None or summary.itl_s is None:
-            raise BenchError(f"{summary.num_failed} requests failed: {dict(summary.failures)}")
-        return cls(summary.output_tokens_per_s, summary.ttft_s.p50, summary.itl_s.p50)
-
-
-@dataclass(frozen=True, slots=True)
-class Ratios:
-    """B over A, the median over the rounds: above 1, B makes more tokens, or takes longer."""
-
-    tokens_per_s: float
-    ttft: float
-    itl: float
-
-    @classmethod
-    def of(cls, rounds: Sequence[tuple[Speed, Speed]]) -> "Ratios":
-        return cls(
-            tokens_per_s=median(b.tokens_per_s / a.tokens_per_s for a, b in rounds),
-            ttft=median(b.ttft_s / a.ttft_s for a, b in rounds),
-            itl=median(b.itl_s / a.itl_s for a, b in rounds),
-        )
+    name: str
+    target: Target
+    metrics: MetricsSource | None = None
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="Arguments of penstock serve, in one word.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The same of the other server.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at any time.")] = 16,
-    requests: Annotated[int, typer.Option(min=1, help="Measured requests a run.")] = 64,
-    input_tokens: Annotated[int, typer.Option(min=1, help="Approximate prompt size.")] = 64,
-    output_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every answer.")] = 64,
+    servers: Annotated[
+        list[str], typer.Argument(metavar="A B...", help="Arguments of penstock serve, in one word each, or URLs.")
+    ],
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each, in turns.")] = 3,
+    concurrency: options.Concurrencies = None,
+    requests: options.Requests = 64,
+    warmup: options.Warmup = None,
+    workload: options.Name = WorkloadName.FIXED,
+    input_tokens: options.InputTokens = 64,
+    output_tokens: options.OutputTokens = 64,
+    api_key: Annotated[str | None, typer.Option(envvar="PENSTOCK_API_KEY", help="For URLs.")] = None,
+    json_file: options.JSONFile = None,
+    html_file: options.HTMLFile = None,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
 ) -> None:
-    """Serve both, drive them in turns, print tokens a second, TTFT and ITL of every run, and B over A."""
+    """Serve all, drive them in turns, and print what each did and its ratios to A."""
     try:
+        options.check_writable(json_file, html_file)
+        if len(servers) < 2:
+            raise BenchError("one server is no comparison; name another")
+        chosen = WorkloadOptions(workload, input_tokens, output_tokens).build()
+        loads = options.closed_loops(concurrency)
         with ExitStack() as stack:
-            targets = [_serve(stack, shlex.split(words)) for words in (first, second)]
-            size = RequestSize(input_tokens, output_tokens)
-            a, b = (_config(target, size, concurrency, requests) for target in targets)
-            measured = [(_measure(a, seed), _measure(b, seed)) for seed in range(rounds)]
+            contenders = [enter(stack, words, api_key) for words in servers]
+            configs = [config_of(each, chosen, requests) for each in contenders]
+            planned = plan_runs(configs, loads, rounds, lambda load: options.num_warmup(load, warmup))
+            runs = drive(planned, shows_progress=not no_progress)
     except BenchError as error:
         typer.echo(f"loadtest.engines: {error}", err=True)
-        raise typer.Exit(1) from None
-    Console(highlight=False).print(_table(measured))
+        raise typer.Exit(EXIT_FAILED) from None
+    report = Report(f"{chosen.name} workload, side by side", tuple(servers), measured(runs))
+    raise typer.Exit(deliver(report, json_file, html_file))
 
 
-def _serve(stack: ExitStack, arguments: Sequence[str]) -> Target:
-    """A server that runs until `stack` unwinds. Raises BenchError."""
-    key = secrets.token_urlsafe(24)
-    if (url := stack.enter_context(serving(arguments, key))) is None:
-        raise BenchError(f"penstock serve {shlex.join(arguments)} did not start; it has said why")
-    return Target(base_url(url), key, Endpoint.CHAT, ignore_eos=True)
+def enter(stack: ExitStack, words: str, api_key: str | None = None) -> Contender:
+    """A server that runs until `stack` unwinds, or that runs anyway. Raises BenchError."""
+    if words.startswith(("http://", "https://")):
+        return Contender(words, Target(base_url(words), (api_key or "").strip() or None, ignore_eos=True))
+    key, admin_key = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+    if (url := stack.enter_context(serving(shlex.split(words), key, admin_key))) is None:
+        raise BenchError(f"penstock serve {words} did not start; it has said why")
+    target = Target(base_url(url), key, Endpoint.CHAT, ignore_eos=True)
+    return Contender(words, target, MetricsSource.of(target.base_url, admin_key))
 
 
-def _config(target: Target, size: RequestSize, concurrency: int, requests: int) -> BenchConfig:
+def config_of(contender: Contender, workload: Workload, requests: int) -> BenchConfig:
     return BenchConfig(
-        target=target,
+        target=contender.target,
         model=None,
-        workload=WorkloadName.FIXED,
-        size=size,
-        concurrency=concurrency,
+        workload=workload,
+        load=ClosedLoop(1),  # `plan_runs` sets it, and the warm-up
         num_requests=requests,
-        num_warmup=concurrency,
+        num_warmup=0,
         seed=0,
-        timeout_s=600,
+        timeout_s=TIMEOUT_S,
+        metrics=contender.metrics,
     )
 
 
-def _measure(config: BenchConfig, seed: int) -> Speed:
-    """One run: the same requests for the same seed. Raises BenchError."""
-    result = run_bench(replace(config, seed=seed), lambda stage, record: None)
-    if result.interrupted:
-        raise BenchError("interrupted")
-    return Speed.of(summarize(result.records, SLO()))
+def drive(planned: Sequence[PlannedRun], *, shows_progress: bool) -> list[Run]:
+    """Raises BenchError: also when a request failed, since the others were faster for it."""
+    runs = []
+    with progress_bars(len(planned), enabled=shows_progress) as begin:
+        for run in run_all(planned, begin):
+            failures = [record.failure for record in run.result.records if record.failure is not None]
+            if failures:
+                raise BenchError(f"{len(failures)} requests failed: {failures[0].reason} {failures[0].detail}")
+            runs.append(run)
+    return runs
 
 
-def _table(measured: Sequence[tuple[Speed, Speed]]) -> Table:
-    table = Table("run", "tok/s", "TTFT ms", "ITL ms")
-    for number, pair in enumerate(measured, start=1):
-        for name, speed in zip("AB", pair, strict=True):
-            times = (f"{seconds * 1000:,.1f}" for seconds in (speed.ttft_s, speed.itl_s))
-            table.add_row(f"{name}{number}", f"{speed.tokens_per_s:,.0f}", *times)
-    ratios = Ratios.of(measured)
-    table.add_row("B / A", *(f"{ratio:.2f}" for ratio in (ratios.tokens_per_s, ratios.ttft, ratios.itl)), style="bold")
-    return table
+def measured(runs: Sequence[Run]) -> tuple[Measured, ...]:
+    return tuple(Measured.of(run, options.slo(None, None, None)) for run in runs)
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)  # locals hold the key
-    app.command()(compare)
-    app()
+    options.standalone(compare)

@@ -1,21 +1,28 @@
 """The numbers of a run, as pure functions of its records. Seconds in, seconds out.
 
-- TTFT: request sent to first event with output.
+Times count from `RequestRecord.start_s`: when the request was sent, or in an open loop was due.
+Percentiles interpolate linearly between closest ranks.
+
+- TTFT: start to first event with output.
 - ITL: gap between consecutive output events, all requests pooled. An event may carry several tokens,
   so ITL is what a reader sees, not the engine's step.
-- E2EL: request sent to `[DONE]`.
+- E2EL: start to `[DONE]`.
 - TPOT: `(E2EL - TTFT) / (output tokens - 1)` of one request, tokens by the server's usage where given;
   where it is not, events stand for tokens.
 - Throughput counts tokens of completed requests, over the time from the first start to the last end.
+- Goodput: completed requests a second, over the same time, that meet every bound of the SLO.
+- Requests in flight: the mean over that time, which is the sum of all E2EL over it (Little's law).
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from loadtest.records import RequestRecord
+
+CURVE_PERCENTS = (*range(0, 100, 5), 99, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,7 @@ class Distribution:
     p90: float
     p99: float
     max: float
+    curve: list[float] = field(repr=False)  # its percentiles at CURVE_PERCENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,8 @@ class Summary:
     itl_s: Distribution | None
     tpot_s: Distribution | None
     e2el_s: Distribution | None
+    in_flight: float
+    lateness_s: Distribution | None
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
@@ -81,7 +91,8 @@ def distribution(samples: Iterable[float]) -> Distribution | None:
     if not ordered:
         return None
     p50, p90, p99 = (percentile(ordered, percent) for percent in (50, 90, 99))
-    return Distribution(len(ordered), math.fsum(ordered) / len(ordered), p50, p90, p99, ordered[-1])
+    curve = [percentile(ordered, percent) for percent in CURVE_PERCENTS]
+    return Distribution(len(ordered), math.fsum(ordered) / len(ordered), p50, p90, p99, ordered[-1], curve)
 
 
 def ttft_s(record: RequestRecord) -> float | None:
@@ -147,6 +158,8 @@ def summarize(records: Sequence[RequestRecord], slo: SLO | None = None) -> Summa
         itl_s=distribution(gap for record in completed for gap in itl_s(record)),
         tpot_s=distribution(value for record in completed if (value := tpot_s(record)) is not None),
         e2el_s=distribution(e2el_s(record) for record in completed),
+        in_flight=rate(sum(e2el_s(record) for record in records)),
+        lateness_s=distribution(record.lateness_s for record in records),
     )
 
 

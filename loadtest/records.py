@@ -5,11 +5,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """One request of a workload. `input_tokens` is approximate: a foreign server's tokenizer is unknown."""
+    """One request of a workload.
 
-    prompt: str
+    `prompt` is text, whose `input_tokens` are approximate, since a foreign server's tokenizer is unknown; or token
+    ids, exactly so many. `at_s`: when a trace has it arrive, from the trace's first request.
+    """
+
+    prompt: str | tuple[int, ...]
     input_tokens: int
     max_tokens: int
+    at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +37,11 @@ class Failure:
 class RequestRecord:
     """One finished request, as the client saw it.
 
-    All times are `time.perf_counter()` seconds of this process. `content_times_s` holds the arrival of
-    each event that carried output, in order; an event may carry several tokens. `end_s` is the arrival
-    of `[DONE]`, or the moment of the failure.
+    All times are `time.perf_counter()` seconds of this process. `start_s` is the moment at which the load wanted
+    the request sent: in an open loop that may lie before `sent_s`, and latencies count from it, so that a
+    generator which falls behind hides nothing (coordinated omission). `content_times_s` holds the arrival of each
+    event that carried output, in order; an event may carry several tokens. `end_s` is the arrival of `[DONE]`, or
+    the moment of the failure.
     """
 
     planned: PlannedRequest
@@ -43,6 +50,12 @@ class RequestRecord:
     content_times_s: list[float] = field(default_factory=list)
     usage: TokenUsage | None = None
     failure: Failure | None = None
+    sent_s: float | None = None  # None: at `start_s`
+
+    @property
+    def lateness_s(self) -> float:
+        """How long after its moment the request was sent."""
+        return 0.0 if self.sent_s is None else self.sent_s - self.start_s
 
     @property
     def output_tokens(self) -> int:

@@ -1,84 +1,95 @@
-"""A run on the terminal (milliseconds) and as JSON (seconds, as the names say)."""
+"""A report on the terminal, in milliseconds: one run in full, several as a table."""
 
-from dataclasses import asdict
-
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from loadtest.client import shown
-from loadtest.measure import SLO, Distribution, Summary
+from loadtest.comparison import COMPARED
+from loadtest.figures import FIGURES, Measured
+from loadtest.measure import Distribution, Summary
 from loadtest.records import RequestRecord
+from loadtest.results import Report, letter, subject_lines
+from loadtest.results import Table as TextTable
 from loadtest.runner import BenchResult
 
-FORMAT_VERSION = 1
-BUSY_CPU_SHARE = 0.8
+SWEPT = ("output_tokens_per_s", "requests_per_s", "goodput_per_s", "ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s")
+OF_ENGINE = ("batch_size", "padding_waste", "roofline_share")
 
 
-def print_report(console: Console, result: BenchResult, summary: Summary) -> None:
-    console.print(Group(_title(result), "", _latencies(summary), "", _totals(result, summary)))
-    for note in notes(result, summary):
+def print_report(console: Console, report: Report) -> None:
+    if len(report.measured) == 1:
+        (only,) = report.measured
+        console.print(Group(_title(only.run.result), "", _latencies(only.summary), "", _totals(only)))
+    else:
+        _print_several(console, report)
+    for table in report.tables:
+        console.print(_plain(table))
+    for note in report.notes:
         console.print(Text(note, style="yellow"))
-    if summary.failures:
-        console.print(_failures(result.records, summary))
+    for one in report.measured:
+        if one.summary.failures:
+            console.print(_failures(one.run.result.records, one.summary))
 
 
-def json_report(result: BenchResult, summary: Summary, slo: SLO) -> dict[str, object]:
-    """Plain values only; holds neither the key nor a URL's password."""
-    config = result.config
-    return {
-        "format_version": FORMAT_VERSION,
-        "config": {
-            "base_url": shown(config.target.base_url),
-            "model": result.model,
-            "endpoint": config.target.endpoint.value,
-            "ignore_eos": config.target.ignore_eos,
-            "workload": config.workload.value,
-            "input_tokens": config.size.input_tokens,
-            "output_tokens": config.size.output_tokens,
-            "concurrency": config.concurrency,
-            "requests": config.num_requests,
-            "warmup": config.num_warmup,
-            "seed": config.seed,
-            "timeout_s": config.timeout_s,
-            "slo": asdict(slo),
-        },
-        "summary": asdict(summary),
-        "client_cpu_share": result.client_cpu_share,
-        "interrupted": result.interrupted,
-    }
+def _print_several(console: Console, report: Report) -> None:
+    for line in subject_lines(report.subjects):
+        console.print(Text(line, style="bold"))
+    console.print(_swept(report))
+    if report.ratios:
+        console.print(_ratios(report))
 
 
-def notes(result: BenchResult, summary: Summary) -> list[str]:
-    """What a reader must know before trusting the numbers."""
-    warmup_failed = sum(record.failure is not None for record in result.warmup)
-    found = [
-        (result.interrupted, "Interrupted: these are the requests that had ended by then."),
-        (warmup_failed, f"{warmup_failed} of {len(result.warmup)} warm-up requests failed."),
-        (summary.num_empty, f"{summary.num_empty} answers held no output; they have no TTFT."),
-        (
-            summary.usage_missing,
-            f"{summary.usage_missing} answers came without usage: their events are counted as tokens.",
-        ),
-        (
-            result.client_cpu_share > BUSY_CPU_SHARE,
-            f"The generator used {result.client_cpu_share:.0%} of a core: it may be the bottleneck.",
-        ),
-        (
-            any("context_length_exceeded" in reason for reason in summary.failures),
-            "Prompts over the model's context: lower --input-tokens and --output-tokens.",
-        ),
-    ]
-    return [text for holds, text in found if holds]
+def _swept(report: Report) -> Table:
+    """Medians over the repetitions."""
+    keys = [key for key in (*SWEPT, *OF_ENGINE) if any(point.spread(key) for point in report.points)]
+    titles = (_title_of(FIGURES[key].label, FIGURES[key].unit) for key in keys)
+    table = _compact("load", "server", "runs", *titles)
+    for point in report.points:
+        spreads = [(FIGURES[key], point.spread(key)) for key in keys]
+        cells = (figure.show(spread.median if spread else None) for figure, spread in spreads)
+        table.add_row(str(point.load), letter(point.subject), str(len(point.runs)), *cells)
+    return table
+
+
+def _ratios(report: Report) -> Table:
+    """Of each server to the first, with the least and the largest over the rounds."""
+    table = _compact("load", "ratio", *(_title_of(FIGURES[key].label, "") for key in COMPARED))
+    for ratio in report.ratios:
+        spreads = (ratio.spreads.get(key) for key in COMPARED)
+        cells = (f"{s.median:.2f}\n{s.low:.2f}-{s.high:.2f}" if s else "-" for s in spreads)
+        table.add_row(str(ratio.load), f"{letter(ratio.subject)} / A", *cells)
+    return table
+
+
+def _compact(*titles: str) -> Table:
+    """For eighty columns; the first two hold words, the others numbers."""
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="left" if index < 2 else "right")
+    return table
+
+
+def _title_of(label: str, unit: str) -> str:
+    return "\n".join((*label.split(" "), unit)).rstrip()
+
+
+def _plain(text: TextTable) -> Table:
+    table = Table(*text.columns, title=text.title, caption=text.note or None)
+    for row in text.rows:
+        table.add_row(*row)
+    return table
 
 
 def _title(result: BenchResult) -> Text:
     config = result.config
+    sizes = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in config.workload.describe().items())
     return Text.assemble(
         (result.model, "bold"),
         f" at {shown(config.target.base_url)} ({config.target.endpoint})\n",
-        f"{config.workload} workload {config.size.input_tokens}/{config.size.output_tokens}, "
-        f"{config.concurrency} concurrent, {config.num_requests} requests after {config.num_warmup} warm-up, "
+        f"{config.workload.name} workload ({sizes}), "
+        f"{config.load}, {config.num_requests} requests after {config.num_warmup} warm-up, "
         f"seed {config.seed}",
     )
 
@@ -100,7 +111,8 @@ def _milliseconds(samples: Distribution | None) -> list[str]:
     return [f"{value * 1000:,.2f}" for value in values]
 
 
-def _totals(result: BenchResult, summary: Summary) -> RenderableType:
+def _totals(measured: Measured) -> RenderableType:
+    summary, result = measured.summary, measured.run.result
     completed = [record for record in result.records if record.failure is None]
     planned_in = sum(record.planned.input_tokens for record in completed)
     planned_out = sum(record.planned.max_tokens for record in completed)
@@ -110,13 +122,16 @@ def _totals(result: BenchResult, summary: Summary) -> RenderableType:
     table.add_column(style="dim")
     table.add_row("Duration", f"{summary.duration_s:,.2f} s", f"generator: {result.client_cpu_share:.0%} CPU")
     table.add_row("Requests", f"{summary.num_completed:,} completed", f"{summary.num_failed:,} failed")
-    table.add_row("Request throughput", f"{summary.requests_per_s:,.2f} /s")
+    table.add_row("Request throughput", f"{summary.requests_per_s:,.2f} /s", f"{summary.in_flight:,.1f} in flight")
     if summary.goodput_per_s is not None:
         table.add_row("Goodput", f"{summary.goodput_per_s:,.2f} /s", "requests that met every SLO")
     table.add_row("Output throughput", f"{summary.output_tokens_per_s:,.1f} tok/s")
     table.add_row("Total throughput", _or_dash(summary.total_tokens_per_s, ",.1f", " tok/s"))
     table.add_row("Prompt tokens", _or_dash(summary.prompt_tokens, ","), f"planned about {planned_in:,}")
     table.add_row("Output tokens", f"{summary.output_tokens:,}", f"at most {planned_out:,}")
+    for key in OF_ENGINE:
+        if (value := FIGURES[key].value(measured)) is not None:
+            table.add_row(FIGURES[key].label, f"{FIGURES[key].show(value)} {FIGURES[key].unit}")
     return table
 
 
