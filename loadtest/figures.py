@@ -76,14 +76,14 @@ FIGURES: dict[str, Figure] = {
     figure.key: figure
     for figure in (
         Figure("output_tokens_per_s", "Output", "tok/s", lambda m: m.summary.output_tokens_per_s),
-        Figure("requests_per_s", "Requests", "/s", lambda m: m.summary.requests_per_s, digits=2),
-        Figure("goodput_per_s", "Goodput", "/s", lambda m: m.summary.goodput_per_s, digits=2),
+        Figure("requests_per_s", "Answers", "req/s", lambda m: m.summary.requests_per_s, digits=2),
+        Figure("goodput_per_s", "Goodput", "req/s", lambda m: m.summary.goodput_per_s, digits=2),
         Figure("in_flight", "In flight", "", lambda m: m.summary.in_flight),
         *_latency("ttft_s", "TTFT"),
         *_latency("itl_s", "ITL"),
         *_latency("tpot_s", "TPOT"),
         *_latency("e2el_s", "E2EL"),
-        Figure("batch_size", "Batch", "sequences", _batch_size),
+        Figure("batch_size", "Batch", "seqs", _batch_size),
         Figure("padding_waste", "Padding waste", "%", _padding_waste, 100),
         Figure("cached_share", "Prompt cached", "%", _cached, 100),
         Figure("roofline_share", "Of the roofline", "%", _roofline_share, 100),

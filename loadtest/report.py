@@ -8,6 +8,7 @@ from rich.text import Text
 from loadtest.client import shown
 from loadtest.comparison import COMPARED
 from loadtest.figures import FIGURES, Measured
+from loadtest.loads import ClosedLoop, GammaArrivals, TraceArrivals
 from loadtest.measure import Distribution, Summary
 from loadtest.records import RequestRecord
 from loadtest.results import Report, letter, subject_lines
@@ -45,22 +46,28 @@ def _swept(report: Report) -> Table:
     """Medians over the repetitions."""
     keys = [key for key in (*SWEPT, *OF_ENGINE) if any(point.spread(key) for point in report.points)]
     titles = (_title_of(FIGURES[key].label, FIGURES[key].unit) for key in keys)
-    table = _compact("load", "server", "runs", *titles)
+    table = _compact(_load_title(report), "server", "runs", *titles)
     for point in report.points:
         spreads = [(FIGURES[key], point.spread(key)) for key in keys]
         cells = (figure.show(spread.median if spread else None) for figure, spread in spreads)
-        table.add_row(str(point.load), letter(point.subject), str(len(point.runs)), *cells)
+        table.add_row(f"{point.load.level:g}", letter(point.subject), str(len(point.runs)), *cells)
     return table
 
 
 def _ratios(report: Report) -> Table:
     """Of each server to the first, with the least and the largest over the rounds."""
-    table = _compact("load", "ratio", *(_title_of(FIGURES[key].label, "") for key in COMPARED))
+    table = _compact(_load_title(report), "ratio", *(_title_of(FIGURES[key].label, "") for key in COMPARED))
     for ratio in report.ratios:
         spreads = (ratio.spreads.get(key) for key in COMPARED)
         cells = (f"{s.median:.2f}\n{s.low:.2f}-{s.high:.2f}" if s else "-" for s in spreads)
-        table.add_row(str(ratio.load), f"{letter(ratio.subject)} / A", *cells)
+        table.add_row(f"{ratio.load.level:g}", f"{letter(ratio.subject)} / A", *cells)
     return table
+
+
+def _load_title(report: Report) -> str:
+    return {ClosedLoop: "in\nflight", GammaArrivals: "arriving\nreq/s", TraceArrivals: "speed"}[
+        type(report.config.load)
+    ]
 
 
 def _compact(*titles: str) -> Table:

@@ -8,9 +8,10 @@ from markupsafe import Markup
 from loadtest.page.scales import Scale, level_scale, short, value_scale
 
 WIDTH, HEIGHT = 360, 230  # of the view box: about a phone's, so that its text is as large as the page's
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 42
-TICK_ROOM = 30  # pixels that a label of the horizontal axis needs
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
+TICK_ROOM = 26  # pixels that a label of the horizontal axis needs
 BAR_HEIGHT, BAR_ROOM = 14, 40
+WHISKER_GAP, INSET = 4, 10  # between whiskers; of the first and last level from the frame
 NUM_COLOURS = 6
 
 
@@ -46,6 +47,7 @@ class Chart:
     svg: Markup
     series: tuple[Series, ...] = ()
     note: str = ""
+    is_bars: bool = False
 
 
 def line_chart(title: str, x_label: str, unit: str, series: Sequence[Series]) -> Chart:
@@ -65,8 +67,10 @@ def _lines(title: str, x_label: str, unit: str, series: Sequence[Series], across
     frame = _Frame(across, up)
     y_label = unit + (" (log scale)" if up.is_log else "")
     body = [*frame.axes(x_label + (" (log scale)" if across.is_log else ""), y_label)]
-    for one in series:
-        body += frame.line(one, unit, dots=dots)
+    for index, one in enumerate(series):
+        body.append(frame.line(one))
+        if dots:
+            body += frame.dots(one, unit, WHISKER_GAP * (index - (len(series) - 1) / 2))
     shown = tuple(series) if len(series) > 1 else ()
     return Chart(title, _svg(HEIGHT, f"{title}, {unit} over {x_label}", body), shown)
 
@@ -77,7 +81,7 @@ class _Frame:
     up: Scale
 
     def x(self, value: float) -> float:
-        return LEFT + self.across.place(value) * (WIDTH - LEFT - RIGHT)
+        return LEFT + INSET + self.across.place(value) * (WIDTH - LEFT - RIGHT - 2 * INSET)
 
     def y(self, value: float) -> float:
         return HEIGHT - BOTTOM - self.up.place(value) * (HEIGHT - TOP - BOTTOM)
@@ -97,15 +101,17 @@ class _Frame:
             (TOP + HEIGHT - BOTTOM) / 2, y_label
         )
 
-    def line(self, series: Series, unit: str, *, dots: bool) -> Iterable[Markup]:
+    def line(self, series: Series) -> Markup:
         path = " ".join(f"{self.x(p.x):.1f},{self.y(p.y):.1f}" for p in series.points)
-        yield Markup('<polyline class="line {}" points="{}"/>').format(series.style, path)
-        for point in series.points if dots else ():
-            x = self.x(point.x)
+        return Markup('<polyline class="line {}" points="{}"/>').format(series.style, path)
+
+    def dots(self, series: Series, unit: str, aside: float) -> Iterable[Markup]:
+        """With what each says when it is pointed at. `aside`: how far off a whisker stands, to be clear of others."""
+        for point in series.points:
+            x, words = self.x(point.x), f"{series.name}, {short(point.x)}: {short(point.y)} {unit}"
             if point.high > point.low:
-                yield _line(f"whisker {series.style}", x, self.y(point.low), x, self.y(point.high))
-            words = f"{series.name}, {short(point.x)}: {short(point.y)} {unit}"
-            words += f" ({short(point.low)} to {short(point.high)})" if point.high > point.low else ""
+                yield _line(f"whisker {series.style}", x + aside, self.y(point.low), x + aside, self.y(point.high))
+                words += f" ({short(point.low)} to {short(point.high)})"
             yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3.2"><title>{}</title></circle>').format(
                 series.style, x, self.y(point.y), words
             )
@@ -128,7 +134,7 @@ def bar_chart(title: str, bars: Sequence[Bar], note: str = "") -> Chart:
     """One below the other, each under its name, from 0."""
     most = max([0.0, *(max(bar.value, bar.high or 0, bar.ceiling or 0) for bar in bars)]) or 1.0
     body = [mark for index, bar in enumerate(bars) for mark in _bar(bar, 8 + index * BAR_ROOM, most)]
-    return Chart(title, _svg(8 + len(bars) * BAR_ROOM, title, body), note=note)
+    return Chart(title, _svg(8 + len(bars) * BAR_ROOM, title, body), note=note, is_bars=True)
 
 
 def _bar(bar: Bar, top: float, most: float) -> Iterable[Markup]:

@@ -5,12 +5,11 @@ from collections.abc import Iterable
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from loadtest.comparison import COMPARED, Ratio
-from loadtest.figures import FIGURES, LoadPoint, Spread
+from loadtest.figures import FIGURES, Spread
 from loadtest.measure import SLO
 from loadtest.page.plots import charts
 from loadtest.results import METHOD, Report, Table, letter, machine, subject_lines
 
-COLUMNS = tuple(key for key in FIGURES if not key.startswith("e2el") or key == "e2el_p50_s")
 TILES = ("output_tokens_per_s", "ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s", "padding_waste", "roofline_share")
 
 
@@ -70,20 +69,19 @@ def _ratio_cell(spread: Spread | None) -> str:
 
 
 def _figures(report: Report) -> Iterable[Table]:
-    keys = [key for key in COLUMNS if any(point.spread(key) for point in report.points)]
-    if not keys:
-        return
+    """A column for each load of each server: there are more figures than loads."""
+    points = report.points
+    keys = [key for key in FIGURES if any(point.spread(key) for point in points)]
     several = len(report.subjects) > 1
-    head = ("load", *(("server",) if several else ()), "runs")
-    columns = (*head, *(" ".join(filter(None, (FIGURES[key].label, FIGURES[key].unit))) for key in keys))
-    rows = tuple(_figures_row(point, keys, several=several) for point in report.points)
-    repeated = any(len(point.runs) > 1 for point in report.points)
-    yield Table("Figures", columns, rows, "Medians over the runs, with the least and the largest." if repeated else "")
+    columns = ("", *(str(point.load) + (f", {letter(point.subject)}" if several else "") for point in points))
+    rows = tuple((_name(key), *(_cell(key, point.spread(key)) for point in points)) for key in keys)
+    repeats = max((len(point.runs) for point in points), default=0)
+    note = f"Medians over {repeats} runs, with the least and the largest." if repeats > 1 else ""
+    yield Table("Figures", columns, rows, note)
 
 
-def _figures_row(point: LoadPoint, keys: Iterable[str], *, several: bool) -> tuple[str, ...]:
-    head = (str(point.load), *((letter(point.subject),) if several else ()), str(len(point.runs)))
-    return (*head, *(_cell(key, point.spread(key)) for key in keys))
+def _name(key: str) -> str:
+    return ", ".join(filter(None, (FIGURES[key].label, FIGURES[key].unit)))
 
 
 def _cell(key: str, spread: Spread | None) -> str:
@@ -107,7 +105,7 @@ def _settings(report: Report) -> list[tuple[str, str]]:
     pairs: dict[str, object] = {
         "Workload": config.workload.name,
         **{key.replace("_", " "): value for key, value in config.workload.describe().items()},
-        "requests a run": f"{config.num_requests} after {config.num_warmup} for warm-up",
+        "requests a run": f"{config.num_requests}, after {_warmups(report)} for warm-up",
         "endpoint": config.target.endpoint,
         "seed": config.seed,
         "SLO": _slo(report.slo),
@@ -115,6 +113,11 @@ def _settings(report: Report) -> list[tuple[str, str]]:
         "server's counters": "read" if config.metrics else "not read: padding waste and batch sizes need --admin-key",
     }
     return [(key, str(value)) for key, value in pairs.items()]
+
+
+def _warmups(report: Report) -> str:
+    counts = sorted({one.run.plan.config.num_warmup for one in report.measured})
+    return " or ".join(map(str, counts))
 
 
 def _slo(slo: SLO) -> str:

@@ -85,8 +85,8 @@ def _curves(report: Report) -> Iterator[Chart]:
         return
     for name, title in (("ttft_s", "TTFT"), ("itl_s", "ITL"), ("tpot_s", "TPOT"), ("e2el_s", "E2EL")):
         series = [
-            Series(_point_name(report, point), marks, index)
-            for index, point in enumerate(report.points)
+            Series(_point_name(report, point), marks, *_look(report, point))
+            for point in report.points
             if (marks := _curve(point, name))
         ]
         if series:
@@ -98,6 +98,12 @@ def _point_name(report: Report, point: LoadPoint) -> str:
         return str(point.load)
     several = len({one.load for one in report.points}) > 1
     return letter(point.subject) + (f", {point.load}" if several else "")
+
+
+def _look(report: Report, point: LoadPoint) -> tuple[int, int]:
+    """Colour and dash: loads of one server have colours, of several dashes."""
+    place = list(dict.fromkeys(one.load for one in report.points)).index(point.load)
+    return (place, 0) if len(report.subjects) == 1 else (point.subject, place % 3)
 
 
 def _curve(point: LoadPoint, name: str) -> tuple[Point, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 LOG_SPAN = 50  # largest over smallest value from which an axis is logarithmic
+LOG_REACH = 1e4  # how far down a logarithmic axis goes at most: what is less lies on it
 LOG_LEVELS_SPAN = 8  # the same of the levels of a load, which often double
 
 
@@ -54,6 +55,7 @@ def _nice(rough: float) -> float:
 
 
 def _log_scale(low: float, high: float) -> Scale:
+    low = max(low, high / LOG_REACH)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(1, (last - first) // 5)
     return Scale(10.0**first, 10.0**last, tuple(10.0**power for power in range(first, last + 1, every)), is_log=True)
