@@ -47,7 +47,8 @@ class StreamBatcher:
     def __init__(self, engine: StreamEngine, config: SchedulerConfig, restarts: int, deliver: Deliver) -> None:
         self.queue = AdmissionQueue(config.max_queue, config.queue_timeout)
         self._engine = engine
-        self._max_padding_waste = config.max_padding_waste
+        of_engine = engine.info.max_padding_waste
+        self._max_padding_waste = config.max_padding_waste if of_engine is None else of_engine
         self._deliver = deliver
         self._stats = WorkerStats(restarts=restarts)
         self._running: dict[str, _Running] = {}

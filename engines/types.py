@@ -183,6 +183,7 @@ class EngineInfo:
     description: str = ""  # for people: dtype, device, threads
     takes_text: bool = False  # prompts as text, not as token ids
     max_batch_size: int = 0  # without in-flight batching: how many start, and end, together; 0: any, at any time
+    max_padding_waste: float | None = None  # of such a batch, as a share of its real tokens; None: as ours
     sampling: frozenset[str] | None = None  # the fields of SamplingParams that it can carry out; None: all
     continuation: Continuation = Continuation.NONE  # of `GenerationRequest.output_token_ids`
 

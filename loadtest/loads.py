@@ -10,16 +10,18 @@ from loadtest.records import BenchError, PlannedRequest
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """`concurrency` users, each of whom sends the next request when the last has ended."""
+    """`concurrency` users, each of whom sends the next request when the last has ended. `mix`: what they send, in
+    reports on several workloads."""
 
     concurrency: int
+    mix: str = ""
 
     @property
     def level(self) -> float:
         return self.concurrency
 
     def __str__(self) -> str:
-        return f"{self.concurrency} concurrent"
+        return f"{self.concurrency} concurrent" + (f", {self.mix}" if self.mix else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from rich.text import Text
 from loadtest.client import shown
 from loadtest.comparison import COMPARED
 from loadtest.figures import FIGURES, Measured
-from loadtest.loads import ClosedLoop, GammaArrivals, TraceArrivals
+from loadtest.loads import ClosedLoop, GammaArrivals, Load, TraceArrivals
 from loadtest.measure import Distribution, Summary
 from loadtest.records import RequestRecord
 from loadtest.results import Report, letter, subject_lines
@@ -50,7 +50,7 @@ def _swept(report: Report) -> Table:
     for point in report.points:
         spreads = [(FIGURES[key], point.spread(key)) for key in keys]
         cells = (figure.show(spread.median if spread else None) for figure, spread in spreads)
-        table.add_row(f"{point.load.level:g}", letter(point.subject), str(len(point.runs)), *cells)
+        table.add_row(_load(point.load), letter(point.subject), str(len(point.runs)), *cells)
     return table
 
 
@@ -60,7 +60,7 @@ def _ratios(report: Report) -> Table:
     for ratio in report.ratios:
         spreads = (ratio.spreads.get(key) for key in COMPARED)
         cells = (f"{s.median:.2f}\n{s.low:.2f}-{s.high:.2f}" if s else "-" for s in spreads)
-        table.add_row(f"{ratio.load.level:g}", f"{letter(ratio.subject)} / A", *cells)
+        table.add_row(_load(ratio.load), f"{letter(ratio.subject)} / A", *cells)
     return table
 
 
@@ -68,6 +68,11 @@ def _load_title(report: Report) -> str:
     return {ClosedLoop: "in\nflight", GammaArrivals: "arriving\nreq/s", TraceArrivals: "speed"}[
         type(report.config.load)
     ]
+
+
+def _load(load: Load) -> str:
+    mix = load.mix if isinstance(load, ClosedLoop) else ""
+    return ", ".join(filter(None, (f"{load.level:g}", mix)))
 
 
 def _compact(*titles: str) -> Table:

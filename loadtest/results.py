@@ -102,7 +102,7 @@ def _config(report: Report) -> dict[str, object]:
     return {
         "endpoint": config.target.endpoint.value,
         "ignore_eos": config.target.ignore_eos,
-        "workload": config.workload.name.value,
+        "workload": str(config.workload.name),
         **config.workload.describe(),
         "requests": config.num_requests,
         "warmup": config.num_warmup,

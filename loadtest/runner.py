@@ -15,7 +15,7 @@ from loadtest.client import Endpoint, LoadClient, Target
 from loadtest.loads import ClosedLoop, Load, offsets_s
 from loadtest.measure import duration_s, failures_by_reason
 from loadtest.records import BenchError, PlannedRequest, RequestRecord
-from loadtest.server_metrics import SETTLE_S, EngineCounters, MetricsSource
+from loadtest.server_metrics import SETTLE_S, CounterSource, EngineCounters
 from loadtest.workloads import Draw, Stream, Workload, take
 
 WARMUP_CONCURRENCY = 16  # of an open loop, which has none of its own
@@ -37,7 +37,7 @@ class BenchConfig:
     seed: int
     timeout_s: float
     variant: int = 0
-    metrics: MetricsSource | None = None
+    metrics: CounterSource | None = None
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """What a Penstock says of itself: the counters of its `/metrics`, read before and after a run, with an admin key."""
 
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Protocol, Self
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -54,9 +54,16 @@ class EngineCounters:
         return self.padding_cells / self.attention_cells if self.attention_cells else None
 
 
+class CounterSource(Protocol):
+    """Where the counters of what serves the requests are read."""
+
+    async def read(self, model: str) -> EngineCounters:
+        """Raises BenchError."""
+
+
 @dataclass(frozen=True, slots=True)
 class MetricsSource:
-    """Where to read them. The key stays out of the repr."""
+    """A Penstock's /metrics. The key stays out of the repr."""
 
     url: httpx.URL
     _headers: dict[str, str]

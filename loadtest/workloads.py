@@ -69,7 +69,7 @@ class Draw:
 
 class Workload(Protocol):
     @property
-    def name(self) -> WorkloadName: ...
+    def name(self) -> str: ...
 
     def plan(self, draw: Draw) -> Iterator[PlannedRequest]:
         """A deterministic sequence of requests; a trace's ends, all others do not."""
@@ -110,7 +110,7 @@ class Writer:
         return " ".join(part for part in parts if isinstance(part, str))
 
 
-def random_of(name: WorkloadName, draw: Draw) -> random.Random:
+def random_of(name: str, draw: Draw) -> random.Random:
     return random.Random(f"{name}/{draw.stream}/{draw.seed}")  # noqa: S311 - repeatable, not secret
 
 

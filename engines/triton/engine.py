@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ class TritonOptions:
 
     canary_timeout: float = 0  # seconds, see HealthOptions; 0: 2.5, for a model without in-flight batching 30
     reload: bool = True  # load a model anew whose process is dead or stopped
+    # Of a model without in-flight batching:
+    group_by_length: bool = True  # it gets whole batches of about one length; false: requests as they come
+    max_padding_waste: float | None = None  # of a whole batch: padding as a share of its real tokens; None: 0.1
 
 
 class TritonEngine(StreamEngine):
@@ -47,14 +51,16 @@ class TritonEngine(StreamEngine):
         self._client = TritonClient(config.url, config.remote_model, config.remote_version)
         model = self._client.describe()
         self._model, self._convention = model, recognise(model)
-        self._capacity = model.batch_size * model.instances if _whole_batches(model) else config.max_num_seqs
+        grouped = model.batch_size if _whole_batches(model) and options.group_by_length else 0
+        self._capacity = grouped * model.instances if grouped else config.max_num_seqs
         self.info = EngineInfo(
             max_model_len=config.max_model_len or _context(Path(config.path)),
             max_num_seqs=self._capacity,
             vocab_size=0,
             description=f"Triton at {config.url}: {config.remote_model}, {type(self._convention).__name__}",
             takes_text=self._convention.takes_text,
-            max_batch_size=model.batch_size if _whole_batches(model) else 0,
+            max_batch_size=grouped,
+            max_padding_waste=options.max_padding_waste,
             sampling=self._convention.sampling,
             continuation=self._convention.continuation,
         )
@@ -130,8 +136,10 @@ def read_options(options: dict[str, Any]) -> TritonOptions:
     for name, value in options.items():
         if name not in (names := list(TritonOptions.__dataclass_fields__)):
             raise EngineError(f"options.{name}: unknown; the triton engine knows {', '.join(names)}")
-        if name == "reload" and not isinstance(value, bool):
-            raise EngineError(f"options.reload: expected true or false, got {value!r}")
-        if name == "canary_timeout" and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise EngineError(f"options.canary_timeout: expected a number of seconds, got {value!r}")
+        if name in ("reload", "group_by_length"):
+            if not isinstance(value, bool):
+                raise EngineError(f"options.{name}: expected true or false, got {value!r}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            noun = "seconds" if name == "canary_timeout" else "0 or more"
+            raise EngineError(f"options.{name}: expected a number of {noun}, got {value!r}")
     return TritonOptions(**options)

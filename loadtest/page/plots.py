@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from loadtest.figures import FIGURES, LoadPoint, Spread
-from loadtest.loads import AXES, Load
+from loadtest.loads import AXES, ClosedLoop, Load
 from loadtest.measure import CURVE_PERCENTS, Distribution
 from loadtest.page.charts import Bar, Chart, Point, Series, bar_chart, line_chart, percentile_chart
 from loadtest.results import Report, letter
@@ -14,7 +14,7 @@ PERCENTS = ("p50", "p90", "p99")
 
 
 def charts(report: Report) -> list[Chart]:
-    drawn = [*_over_loads(report)] if len({point.load for point in report.points}) > 1 else [*_bars(report)]
+    drawn = [*_over_loads(report)] if len({point.load.level for point in report.points}) > 1 else [*_bars(report)]
     return [*drawn, *_curves(report), *_roofline(report)]
 
 
@@ -75,8 +75,13 @@ def _bar(report: Report, point: LoadPoint, key: str) -> Bar | None:
         return None
     values = (value * figure.scale for value in (spread.median, spread.low, spread.high))
     middle, low, high = values
-    name = f"{letter(point.subject)}: {report.subjects[point.subject]}"
-    return Bar(name, middle, f"{figure.show(spread.median)}", point.subject, low, high)
+    return Bar(_bar_name(report, point), middle, f"{figure.show(spread.median)}", point.subject, low, high)
+
+
+def _bar_name(report: Report, point: LoadPoint) -> str:
+    subject = f"{letter(point.subject)}: {report.subjects[point.subject]}"
+    mix = point.load.mix if isinstance(point.load, ClosedLoop) else ""
+    return f"{mix}, {letter(point.subject)}" if mix else subject
 
 
 def _curves(report: Report) -> Iterator[Chart]:
