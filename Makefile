@@ -8,7 +8,7 @@ SBIN := :/usr/sbin
 # A file that a failed line left behind would pass for a made one.
 .DELETE_ON_ERROR:
 
-.PHONY: setup serve test test-servers test-triton lint format bench soak train clean
+.PHONY: setup serve test test-servers test-triton lint format bench bench-triton soak train clean
 
 setup: .venv/.installed
 
@@ -69,6 +69,10 @@ format: setup
 # The bundled model under a chat-like load, on a server of its own.
 bench: setup
 	$(BIN)/python -m loadtest.local $(ARGS)
+
+# What grouping by length does for a model that Triton batches, on the real Triton of the tests.
+bench-triton: setup .triton/.installed
+	$(BIN)/python -m tests.triton_grouping $(ARGS)
 
 # The property tests and the faults of the ledger at full length, and what they measured as a table.
 soak: setup

@@ -1,5 +1,6 @@
 """`penstock bench URL`: also runs alone, as `python -m loadtest.cli URL`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from loadtest import options
 from loadtest.client import Endpoint, Target, base_url
 from loadtest.figures import Measured
 from loadtest.loads import Load
+from loadtest.measure import SLO
 from loadtest.options import Levels, WorkloadOptions, choose_loads, num_warmup, numbers
 from loadtest.progress import progress_bars
 from loadtest.records import BenchError
@@ -17,8 +19,10 @@ from loadtest.roofline import Roofline
 from loadtest.runner import BenchConfig
 from loadtest.server_metrics import MetricsSource
 from loadtest.sweep import Run, plan_runs, run_all
-from loadtest.workloads import Workload
 from loadtest.writing import EXIT_FAILED, deliver
+
+# Not the variable that the server reads: a bench of somebody else's server must not send it there.
+ADMIN_KEY_VARIABLE = "PENSTOCK_BENCH_ADMIN_KEY"
 
 
 def bench(
@@ -30,7 +34,7 @@ def bench(
     ] = None,
     admin_key: Annotated[
         str | None,
-        typer.Option(envvar="PENSTOCK_ADMIN_KEY", help="Of a Penstock: its /metrics tell batch sizes and padding."),
+        typer.Option(envvar=ADMIN_KEY_VARIABLE, help="Of a Penstock: its /metrics tell batch sizes and padding."),
     ] = None,
     concurrency: options.Concurrencies = None,
     rate: Annotated[
@@ -83,27 +87,46 @@ def bench(
         facts = Roofline.read(roofline) if roofline else None
         target = Target(base_url(url), _stripped(api_key), endpoint, ignore_eos)
         chosen = WorkloadOptions(workload, *sizes, trace, trace_scale, token_ids).build()
-        loads = choose_loads(concurrency, rate, burstiness, trace_speed)
+        loads = choose_loads(concurrency, rate, burstiness, trace_speed, chosen)
         metrics = MetricsSource.of(target.base_url, key) if (key := _stripped(admin_key)) else None
         config = BenchConfig(target, model, chosen, loads[0], requests, 0, seed, timeout, metrics=metrics)
-        runs = _run(config, loads, warmup, repeat, shows_progress=not no_progress)
+        done = _run(config, loads, warmup, repeat, shows_progress=not no_progress)
     except BenchError as error:
         typer.echo(f"penstock bench: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
-    measured = tuple(Measured.of(run, slo, facts) for run in runs)
-    raise typer.Exit(
-        deliver(Report(_title(runs[0], chosen), (_subject(runs[0]),), measured, slo), json_file, html_file)
-    )
+    report = _report(done.runs, slo, facts)
+    status = deliver(report, json_file, html_file)
+    if done.error is not None:
+        typer.echo(f"penstock bench: {done.error}; what was measured before is kept", err=True)
+    raise typer.Exit(status if done.error is None else EXIT_FAILED)
 
 
-def _run(config: BenchConfig, loads: list[Load], warmup: int | None, repeat: int, *, shows_progress: bool) -> list[Run]:
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """The finished runs, at least one, and what ended the sweep early."""
+
+    runs: list[Run]
+    error: BenchError | None = None
+
+
+def _run(config: BenchConfig, loads: list[Load], warmup: int | None, repeat: int, *, shows_progress: bool) -> _Done:
+    """Raises BenchError when nothing was measured."""
     planned = plan_runs([config], loads, repeat, lambda load: num_warmup(load, warmup))
+    runs: list[Run] = []
     with progress_bars(len(planned), enabled=shows_progress) as begin:
-        return list(run_all(planned, begin))
+        try:
+            runs.extend(run_all(planned, begin))
+        except BenchError as error:
+            if not runs:
+                raise
+            return _Done(runs, error)
+    return _Done(runs)
 
 
-def _title(run: Run, workload: Workload) -> str:
-    return f"{run.result.model}: {workload.name} workload"
+def _report(runs: list[Run], slo: SLO, facts: Roofline | None) -> Report:
+    measured = tuple(Measured.of(run, slo, facts) for run in runs)
+    workload = runs[0].plan.config.workload
+    return Report(f"{runs[0].result.model}: {workload.name} workload", (_subject(runs[0]),), measured, slo)
 
 
 def _subject(run: Run) -> str:

@@ -94,9 +94,7 @@ def compare_grouping(
     model: Annotated[str, typer.Option(help="Triton's name of a model that its dynamic batcher batches.")],
     tokenizer: Annotated[str, typer.Option(help="Folder or Hugging Face id of the model's tokenizer.")],
     triton_url: Annotated[str, typer.Option(help="HOST:PORT of Triton's gRPC.")] = "127.0.0.1:8001",
-    triton_http: Annotated[
-        str, typer.Option(help="HOST:PORT of Triton's HTTP, for its statistics.")
-    ] = "127.0.0.1:8000",
+    triton_http: Annotated[str, typer.Option(help="HOST:PORT of its HTTP, for statistics.")] = "127.0.0.1:8000",
     max_model_len: Annotated[int, typer.Option(min=0, help="0: as the tokenizer's folder says.")] = 0,
     max_length: Annotated[int, typer.Option(min=20, help="Of the longest prompts.")] = 400,
     output_tokens: Annotated[int, typer.Option(min=1, help="Of every answer.")] = 20,
@@ -108,7 +106,8 @@ def compare_grouping(
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
 ) -> None:
     """Drive a Triton through three Penstocks that group differently, and print what each makes of it."""
-    declared = _declaration(model, tokenizer, triton_url, max_model_len)
+    declared: dict[str, object] = {"name": model, "url": triton_url, "tokenizer": tokenizer}
+    declared |= {"max_model_len": max_model_len, "max_queue": 10 * concurrency}
     try:
         options.check_writable(json_file, html_file)
         with ExitStack() as stack:
@@ -142,21 +141,14 @@ def plan(bases: Sequence[BenchConfig], mixed: Sequence[Lengths], concurrency: in
     return runs
 
 
-def _declaration(model: str, tokenizer: str, url: str, max_model_len: int) -> str:
-    values = {"engine": "triton", "name": model, "url": url, "tokenizer": tokenizer, "triton_model": model}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]  # a JSON string is a TOML string
-    unlimited = "\n[quota.plans.default]\naccount = {}\n"
-    return "\n".join(["[[models]]", *lines, f"max_model_len = {max_model_len}", "max_queue = 10000", "options = "]) + (
-        "%s\n" + unlimited
-    )
-
-
-def _start(stack: ExitStack, folder: Path, declaration: str, setting: str, requests: int) -> BenchConfig:
-    """Raises BenchError."""
+def _start(stack: ExitStack, folder: Path, declared: dict[str, object], setting: str, requests: int) -> BenchConfig:
+    """A Penstock with this setting, until `stack` unwinds. Raises BenchError."""
+    lines = ["[[models]]", 'engine = "triton"', f"options = {setting}"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in declared.items()]  # such JSON is TOML too
+    lines += ["[quota.plans.default]", "account = {}"]
     path = folder / f"{len(list(folder.iterdir()))}.toml"
-    path.write_text(declaration.replace("%s", setting), encoding="utf-8")
-    contender = enter(stack, shlex.join(["--config", str(path)]))
-    config = config_of(contender, Lengths("", [1], 1), requests)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    config = config_of(enter(stack, shlex.join(["--config", str(path)])), Lengths("", [1], 1), requests)
     return replace(config, target=replace(config.target, endpoint=Endpoint.COMPLETIONS))
 
 

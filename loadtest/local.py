@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
         if url is None:
             return 1
         bench = [sys.executable, "-m", "loadtest.cli", url, *SIZES, *arguments]
-        keys = {"PENSTOCK_API_KEY": key, "PENSTOCK_ADMIN_KEY": admin_key}
+        keys = {"PENSTOCK_API_KEY": key, "PENSTOCK_BENCH_ADMIN_KEY": admin_key}
         return subprocess.call(bench, env=os.environ | keys)  # noqa: S603
 
 

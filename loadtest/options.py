@@ -138,7 +138,11 @@ class WorkloadOptions:
 
 
 def choose_loads(
-    concurrency: Levels | None, rate: Levels | None, burstiness: float | None, speed: Levels | None
+    concurrency: Levels | None,
+    rate: Levels | None,
+    burstiness: float | None,
+    speed: Levels | None,
+    workload: Workload,
 ) -> list[Load]:
     """Raises BenchError: arrivals are of one kind."""
     given = {"--concurrency": concurrency, "--rate": rate, "--trace-speed": speed}
@@ -146,6 +150,8 @@ def choose_loads(
         raise BenchError(f"{' and '.join(named)}: arrivals are of one kind, give one of them")
     if burstiness is not None and not rate:
         raise BenchError("--burstiness means nothing without --rate")
+    if speed and not isinstance(workload, TraceWorkload):
+        raise BenchError("--trace-speed: only a trace has moments of its own to replay; name one by --trace")
     if rate:
         return [GammaArrivals(each, burstiness or 1.0) for each in rate]
     if speed:

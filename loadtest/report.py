@@ -7,7 +7,7 @@ from rich.text import Text
 
 from loadtest.client import shown
 from loadtest.comparison import COMPARED
-from loadtest.figures import FIGURES, Measured
+from loadtest.figures import FIGURES, Measured, Spread
 from loadtest.loads import ClosedLoop, GammaArrivals, Load, TraceArrivals
 from loadtest.measure import Distribution, Summary
 from loadtest.records import RequestRecord
@@ -59,9 +59,14 @@ def _ratios(report: Report) -> Table:
     table = _compact(_load_title(report), "ratio", *(_title_of(FIGURES[key].label, "") for key in COMPARED))
     for ratio in report.ratios:
         spreads = (ratio.spreads.get(key) for key in COMPARED)
-        cells = (f"{s.median:.2f}\n{s.low:.2f}-{s.high:.2f}" if s else "-" for s in spreads)
+        cells = ("-" if s is None else _with_range(s) for s in spreads)
         table.add_row(_load(ratio.load), f"{letter(ratio.subject)} / A", *cells)
     return table
+
+
+def _with_range(spread: Spread) -> str:
+    range_ = f"\n{spread.low:.2f}-{spread.high:.2f}" if spread.count > 1 else ""
+    return f"{spread.median:.2f}{range_}"
 
 
 def _load_title(report: Report) -> str:

@@ -1,6 +1,6 @@
 """`make bench-triton`: what grouping by length does, on a Triton of its own. Arguments go to loadtest.grouping.
 
-The model takes 2 ms a token for a whole batch, of 16 at most, of equal lengths only, as Triton's dynamic batcher has it.
+The model takes 2 ms a token for a whole batch, of 16 at most and, as Triton's dynamic batcher wants it, of one length.
 """
 
 from __future__ import annotations

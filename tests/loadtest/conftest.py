@@ -15,6 +15,13 @@ REFUSED_KEY = "refused-key-0123456789"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 6}
 
 
+# Each reading is ten steps later than the last.
+METRICS = """# TYPE penstock_engine_steps counter
+penstock_engine_steps_total{{model="ok",version="1"}} {steps}
+penstock_engine_steps_total{{model="second",version="1"}} 5
+"""
+
+
 def sse(payload: str) -> str:
     return f"data: {payload}\n\n"
 
@@ -47,12 +54,24 @@ def refusal(status: int, code: str, message: str) -> JSONResponse:
 def create_app() -> FastAPI:
     app = FastAPI()
     app.state.bodies = []
+    app.state.scrapes = 0
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         if request.headers.get("authorization") == f"Bearer {REFUSED_KEY}":
             return refusal(401, "invalid_api_key", f"Incorrect API key provided: {REFUSED_KEY}")
         return JSONResponse({"object": "list", "data": [{"id": "ok"}, {"id": "second"}]})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        app.state.scrapes += 1
+        return Response(METRICS.format(steps=10 * app.state.scrapes), media_type="text/plain")
+
+    @app.get("/v2/models/{model}/stats")
+    async def triton_stats(model: str) -> Response:
+        app.state.scrapes += 1
+        counts = {"inference_count": 12 * app.state.scrapes, "execution_count": 3 * app.state.scrapes}
+        return JSONResponse({"model_stats": [{"name": model, "version": "1", **counts}]})
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -114,6 +133,7 @@ def running_server() -> Iterator[FakeOpenAI]:
 @pytest.fixture
 def server(running_server: FakeOpenAI) -> FakeOpenAI:
     running_server.bodies.clear()
+    running_server.app.state.scrapes = 0
     return running_server
 
 
@@ -131,5 +151,5 @@ def refused_key() -> str:
 
 @pytest.fixture(autouse=True)
 def no_keys_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PENSTOCK_API_KEY", "OPENAI_API_KEY"):
+    for name in ("PENSTOCK_API_KEY", "OPENAI_API_KEY", "PENSTOCK_BENCH_ADMIN_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -8,6 +8,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from loadtest.cli import bench
+from loadtest.records import BenchError
 
 KEY = "secret-key-0123456789"
 APP = typer.Typer()
@@ -37,9 +38,10 @@ def test_success(server: Any, tmp_path: Path) -> None:
     for word in ("ok at http://127.0.0.1", "TTFT", "ITL", "TPOT", "E2EL", "Output throughput", "Goodput"):
         assert word in result.stdout
     report = json.loads(path.read_text())
-    assert report["config"]["model"] == "ok"
     assert report["config"]["slo"]["ttft_s"] == 60
-    summary = report["summary"]
+    (only,) = report["runs"]
+    assert (only["model"], only["load"]) == ("ok", {"kind": "closed", "concurrency": 2, "mix": ""})
+    summary = only["summary"]
     assert (summary["num_completed"], summary["num_failed"]) == (8, 0)
     assert (summary["prompt_tokens"], summary["output_tokens"]) == (8 * 7, 8 * 6)
     assert summary["itl_s"]["count"] <= 8 * 2
@@ -131,6 +133,106 @@ def test_bad_arguments() -> None:
     assert run("http://h", "--workload", "other").exit_code == 2
     assert run("http://h", "--concurrency", "0").exit_code == 2
     assert "no http or https URL" in one_line_error(run("ftp://h"))
+
+
+def test_a_sweep_in_both_files(server: Any, tmp_path: Path) -> None:
+    json_file, html_file = tmp_path / "r.json", tmp_path / "r.html"
+    arguments = ("--rate", "200,400", "--burstiness", "0.5", "--repeat", "2", "--admin-key", "admin-key-0123456789")
+    files = ("--json", str(json_file), "--html", str(html_file))
+    small = ("--requests", "4", "--warmup", "1", "--workload", "fixed", "--input-tokens", "5")
+    result = run(server.url, *small, *arguments, *files)
+    assert result.exit_code == 0, result.output
+    report = json.loads(json_file.read_text())
+    assert [(r["load"]["rate"], r["seed"]) for r in report["runs"]] == [(200, 0), (400, 0), (200, 1), (400, 1)]
+    assert [r["engine"]["steps"] for r in report["runs"]] == [10] * 4
+    assert report["loads"][0]["figures"]["output_tokens_per_s"]["count"] == 2
+    assert len({body["messages"][0]["content"] for body in server.bodies}) == len(server.bodies)
+    assert "requests arriving per second" in html_file.read_text()
+    assert "admin-key" not in json_file.read_text() + html_file.read_text() + result.output
+
+
+def test_a_trace_with_its_own_arrivals(server: Any, tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv"
+    rows = "".join(f"2023-11-16 18:15:4{i}.5,{i + 1}0,{i + 1}\n" for i in range(4))
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    arguments = (
+        "--trace",
+        str(trace),
+        "--trace-speed",
+        "100",
+        "--requests",
+        "4",
+        "--warmup",
+        "0",
+        "--input-tokens",
+        "30",
+    )
+    result = run(server.url, *arguments)
+    assert result.exit_code == 0, result.output
+    assert [body["max_tokens"] for body in server.bodies] == [1, 2, 3, 4]
+    assert [len(body["messages"][0]["content"].split()) for body in server.bodies] == [10, 20, 30, 30]
+    assert "1 of the 4 rows of the trace were cut" in result.stdout
+
+
+def test_exact_prompts_are_token_ids(server: Any) -> None:
+    assert run(server.url, *SMALL, "--token-ids", "--endpoint", "completions").exit_code == 0
+    assert {len(body["prompt"]) for body in server.bodies} == {5}
+    assert "--endpoint completions" in one_line_error(run(server.url, *SMALL, "--token-ids"))
+
+
+def test_a_roofline_beside_the_speed(server: Any, tmp_path: Path) -> None:
+    facts = tmp_path / "roofline.toml"
+    numbers = {"parameters": 1e6, "weight_bytes": 4e6, "kv_bytes_per_token": 1e3, "bytes_per_s": 1e9, "flop_per_s": 1e9}
+    facts.write_text("".join(f"{name} = {value}\n" for name, value in numbers.items()))
+    assert "Of the roofline" in run(server.url, *SMALL, "--roofline", str(facts)).stdout
+    assert "cannot read" in one_line_error(run(server.url, *SMALL, "--roofline", str(tmp_path / "none")))
+
+
+def test_a_wrong_admin_key_is_said(server: Any, dead_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.server_metrics.NAMES", {"steps": "another_counter"})
+    assert "none of Penstock's" in one_line_error(run(server.url, *SMALL, "--admin-key", "admin-key-0123456789"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--rate", "1", "--concurrency", "1"), "arrivals are of one kind"),
+        (("--burstiness", "1"), "--burstiness means nothing"),
+        (("--trace-speed", "1"), "only a trace has moments"),
+        (("--prefixes", "2"), "--prefixes means nothing"),
+    ],
+)
+def test_what_does_not_belong_together(server: Any, arguments: tuple[str, ...], words: str) -> None:
+    assert words in one_line_error(run(server.url, *arguments))
+    assert server.bodies == []
+
+
+def test_what_was_measured_before_a_failure_is_kept(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loadtest import sweep
+
+    original = sweep.run_bench
+
+    def run_bench(config: Any, on_progress: Any) -> Any:
+        if config.load.concurrency == 2:
+            raise BenchError("the server is gone")
+        return original(config, on_progress)
+
+    monkeypatch.setattr(sweep, "run_bench", run_bench)
+    path = tmp_path / "r.json"
+    result = run(server.url, *SMALL, "--concurrency", "1,2", "--json", str(path))
+    assert result.exit_code == 1
+    assert "the server is gone; what was measured before is kept" in result.stderr
+    assert [one["load"]["concurrency"] for one in json.loads(path.read_text())["runs"]] == [1]
+
+
+def test_the_server_s_own_admin_key_is_not_sent_along(server: Any) -> None:
+    env = {"PENSTOCK_ADMIN_KEY": KEY}
+    assert run(server.url, *SMALL, env=env).exit_code == 0
+    assert server.app.state.scrapes == 0
+    assert run(server.url, *SMALL, env={"PENSTOCK_BENCH_ADMIN_KEY": KEY}).exit_code == 0
+    assert server.app.state.scrapes == 2
 
 
 def test_ctrl_c_reports_and_exits_130(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,12 @@
-"""Two servers side by side: the runs alternate, and what is printed is B over A."""
+"""Servers side by side: the runs alternate, and what is printed are ratios to the first."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,49 +14,76 @@ import typer
 from typer.testing import CliRunner
 
 from loadtest import engines
-from loadtest.engines import Ratios, Speed, compare
+from loadtest.engines import compare
 
 APP = typer.Typer()
 APP.command()(compare)
 SMALL = ("--requests", "4", "--concurrency", "2", "--input-tokens", "5", "--output-tokens", "4")
 
 
-def test_ratios_are_medians_over_the_rounds() -> None:
-    a = Speed(tokens_per_s=100, ttft_s=0.1, itl_s=0.01)
-    rounds = [(a, Speed(tokens, ttft, 0.01)) for tokens, ttft in ((200, 0.05), (150, 0.2), (5000, 0.1))]
-    assert Ratios.of(rounds) == Ratios(tokens_per_s=2, ttft=1, itl=1)
-
-
-def test_both_are_driven_in_turns(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
-    driven: list[tuple[str, int]] = []
+@pytest.fixture
+def started(server: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What was asked to be served; all of it is the same server."""
+    seen: list[list[str]] = []
 
     @contextmanager
-    def serving(arguments: Sequence[str], key: str) -> Iterator[str | None]:
-        started.append(list(arguments))
+    def serving(arguments: Sequence[str], key: str, admin_key: str) -> Iterator[str | None]:
+        assert key != admin_key
+        seen.append(list(arguments))
         yield server.url
 
-    measure = engines._measure
-
-    def note(config: Any, seed: int) -> Speed:
-        driven.append((config.target.api_key, seed))
-        return measure(config, seed)
-
     monkeypatch.setattr(engines, "serving", serving)
-    monkeypatch.setattr(engines, "_measure", note)
-    result = CliRunner().invoke(APP, ["models/a --dtype float32", "b --engine onnx", "--rounds", "2", *SMALL])
+    return seen
+
+
+def test_all_are_driven_in_turns(server: Any, started: list[list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    result = CliRunner().invoke(
+        APP, ["models/a --dtype float32", "b --engine onnx", "--rounds", "2", *SMALL, "--json", str(path)]
+    )
     assert result.exit_code == 0, result.output
     assert started == [["models/a", "--dtype", "float32"], ["b", "--engine", "onnx"]]
-    assert [seed for _, seed in driven] == [0, 0, 1, 1]
-    assert [key for key, _ in driven] == [driven[0][0], driven[1][0]] * 2
-    assert driven[0][0] != driven[1][0]
-    for word in ("tok/s", "TTFT", "ITL", "A1", "B1", "A2", "B2", "B / A"):
+    report = json.loads(path.read_text())
+    runs = [(run["subject"], run["repetition"], run["seed"]) for run in report["runs"]]
+    assert runs == [(0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 1)]
+    (ratio,) = report["comparison"]
+    assert (ratio["subject"], ratio["figures"]["output_tokens_per_s"]["count"]) == (1, 2)
+    for word in ("A: models/a --dtype float32", "B: b --engine onnx", "TTFT", "B / A"):
         assert word in result.stdout
+    keys = [run["base_url"] for run in report["runs"]]
+    assert len(set(keys)) == 1
+
+
+def test_padding_is_read_around_every_run(server: Any, started: list[list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    CliRunner().invoke(APP, ["a", "b", "--rounds", "1", *SMALL, "--json", str(path)])
+    runs = json.loads(path.read_text())["runs"]
+    assert [run["engine"]["steps"] for run in runs] == [10, 10]
+
+
+def test_servers_that_run_already(server: Any, tmp_path: Path) -> None:
+    result = CliRunner().invoke(APP, [server.url, f"{server.url}/v1", "--rounds", "1", *SMALL])
+    assert result.exit_code == 0, result.output
+    assert "B / A" in result.stdout
+
+
+def test_a_failed_request_is_no_comparison(server: Any, started: list[list[str]], monkeypatch: Any) -> None:
+    original = engines.config_of
+    monkeypatch.setattr(engines, "config_of", lambda *args: replace(original(*args), model="cut"))
+    result = CliRunner().invoke(APP, ["a", "b", "--warmup", "0", *SMALL])
+    assert result.exit_code == 1
+    assert "4 requests failed: cut stream" in result.output
+
+
+def test_one_server_is_no_comparison() -> None:
+    result = CliRunner().invoke(APP, ["a"])
+    assert result.exit_code == 1
+    assert "name another" in result.output
 
 
 def test_a_server_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def serving(arguments: Sequence[str], key: str) -> Iterator[str | None]:
+    def serving(arguments: Sequence[str], key: str, admin_key: str) -> Iterator[str | None]:
         yield None
 
     monkeypatch.setattr(engines, "serving", serving)

@@ -76,6 +76,7 @@ def test_distribution() -> None:
     assert isinstance(shape, Distribution)
     assert (shape.count, shape.mean, shape.p50, shape.max) == (4, 2.5, 2.5, 4.0)
     assert [shape.p90, shape.p99] == pytest.approx([3.7, 3.97])
+    assert (shape.curve[0], shape.curve[10], shape.curve[-1]) == (1.0, 2.5, 4.0)
     assert distribution([]) is None
 
 
@@ -144,6 +145,16 @@ def test_nothing_at_all() -> None:
 )
 def test_meets(slo: SLO, expected: bool) -> None:
     assert meets(FIVE_TOKENS, slo) is expected
+
+
+def test_what_was_in_flight() -> None:
+    """E2EL 5 and 2.5 s in 5 s: 1.5 at a time."""
+    assert summarize([FIVE_TOKENS, NO_USAGE]).in_flight == 1.5
+
+
+def test_times_count_from_when_a_request_was_due() -> None:
+    late = RequestRecord(PLANNED, 10.0, 15.0, [12.0], None, None, sent_s=11.5)
+    assert (ttft_s(late), e2el_s(late), late.lateness_s) == (2.0, 5.0, 1.5)
 
 
 def test_an_empty_answer_misses_a_ttft_bound() -> None:
