@@ -268,6 +268,20 @@ async def test_those_that_are_sent_together_are_padded_to_the_longest() -> None:
         await eventually(lambda: len(bench.ends) == 4)
 
 
+async def test_an_engine_that_has_its_own_bound_of_padding() -> None:
+    engine = PacedEngine(4, 4)
+    engine.info = replace(engine.info, max_padding_waste=0.0)
+    bench = Bench(engine, SchedulerConfig(max_padding_waste=0.2))
+    running_batcher = asyncio.create_task(bench.batcher.run())
+    await asyncio.sleep(0)
+    for name, length in (("A", 100), ("B", 90), ("C", 100)):
+        bench.add(name, length=length)
+    await eventually(lambda: len(bench.ends) == 3)
+    running_batcher.cancel()
+    await asyncio.gather(running_batcher, return_exceptions=True)
+    assert engine.sent == [("A", 100), ("C", 100), ("B", 90)]
+
+
 async def test_the_urgent_do_not_fill_up_with_others() -> None:
     async with running(room=4, max_batch_size=4) as bench:
         bench.engine.paces.clear()

@@ -248,6 +248,13 @@ async def test_grouping_by_length_makes_the_batches_that_triton_executes(triton:
     assert alone < equal < padded
 
 
+def test_grouping_is_a_setting(triton: TritonServer) -> None:
+    grouped = build(triton.url, "whole-tokens", max_num_seqs=40, options={"max_padding_waste": 0.25})
+    loose = build(triton.url, "whole-tokens", max_num_seqs=40, options={"group_by_length": False})
+    assert (grouped.info.max_batch_size, grouped.info.max_padding_waste, grouped.info.max_num_seqs) == (16, 0.25, 16)
+    assert (loose.info.max_batch_size, loose.info.max_num_seqs) == (0, 40)
+
+
 # --- what can't be
 
 
@@ -290,7 +297,18 @@ def test_a_context_that_nobody_knows(triton: TritonServer, tmp_path: Any) -> Non
     assert build(triton.url, "vllm", max_model_len=0, path=str(tmp_path)).info.max_model_len == 77
 
 
-@pytest.mark.parametrize("options", [{"x": 1}, {"reload": 1}, {"canary_timeout": "1"}, {"canary_timeout": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"x": 1},
+        {"reload": 1},
+        {"canary_timeout": "1"},
+        {"canary_timeout": -1},
+        {"group_by_length": 0},
+        {"max_padding_waste": True},
+        {"max_padding_waste": -0.1},
+    ],
+)
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(EngineError, match="options"):
         read_options(options)
