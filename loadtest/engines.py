@@ -49,9 +49,13 @@ def compare(
     concurrency: options.Concurrencies = None,
     requests: options.Requests = 64,
     warmup: options.Warmup = None,
-    workload: options.Name = WorkloadName.FIXED,
-    input_tokens: options.InputTokens = 64,
-    output_tokens: options.OutputTokens = 64,
+    workload: options.Name = None,
+    input_tokens: options.InputTokens = None,
+    output_tokens: options.OutputTokens = None,
+    prefix_tokens: options.PrefixTokens = None,
+    prefixes: options.Prefixes = None,
+    trace: options.TraceFile = None,
+    trace_scale: options.TraceScale = None,
     api_key: Annotated[str | None, typer.Option(envvar="PENSTOCK_API_KEY", help="For URLs.")] = None,
     json_file: options.JSONFile = None,
     html_file: options.HTMLFile = None,
@@ -62,7 +66,9 @@ def compare(
         options.check_writable(json_file, html_file)
         if len(servers) < 2:
             raise BenchError("one server is no comparison; name another")
-        chosen = WorkloadOptions(workload, input_tokens, output_tokens).build()
+        sizes = (input_tokens, output_tokens, prefix_tokens, prefixes)
+        unset = WorkloadName.TRACE if trace else WorkloadName.FIXED
+        chosen = WorkloadOptions(workload or unset, *sizes, trace, trace_scale).build()
         loads = options.closed_loops(concurrency)
         with ExitStack() as stack:
             contenders = [enter(stack, words, api_key) for words in servers]

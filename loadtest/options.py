@@ -64,7 +64,9 @@ Warmup = Annotated[
     typer.Option(min=0, help="Requests before each run, not counted. Unset: as many as are in flight, or 8."),
 ]
 Repeat = Annotated[int, typer.Option(min=1, help="Runs of each load, in turns, each with a seed of its own.")]
-Name = Annotated[WorkloadName | None, typer.Option(help="How sizes are drawn. Unset: chat, with --trace trace.")]
+Name = Annotated[
+    WorkloadName | None, typer.Option(help="How sizes are drawn. Unset: chat, side by side fixed; with --trace, trace.")
+]
 InputTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Approximate prompt size, or its upper bound where sizes are drawn."),
