@@ -34,9 +34,9 @@ from loadtest.workloads import Draw, Writer, random_of
 from loadtest.writing import EXIT_FAILED, deliver
 
 SETTINGS = {
-    "sent as they come": "{ group_by_length = false }",
-    "equal lengths together": "{ max_padding_waste = 0 }",
-    "within 10 % of padding": "{ max_padding_waste = 0.1 }",
+    "sent as they come": "group_by_length = false",
+    "equal lengths together": "max_padding_waste = 0",
+    "within 10 % of padding": "max_padding_waste = 0.1",
 }
 
 
@@ -143,7 +143,8 @@ def plan(bases: Sequence[BenchConfig], mixed: Sequence[Lengths], concurrency: in
 
 def _start(stack: ExitStack, folder: Path, declared: dict[str, object], setting: str, requests: int) -> BenchConfig:
     """A Penstock with this setting, until `stack` unwinds. Raises BenchError."""
-    lines = ["[[models]]", 'engine = "triton"', f"options = {setting}"]
+    # Three that watch one model must not load it anew under each other.
+    lines = ["[[models]]", 'engine = "triton"', f"options = {{ reload = false, {setting} }}"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in declared.items()]  # such JSON is TOML too
     lines += ["[quota.plans.default]", "account = {}"]
     path = folder / f"{len(list(folder.iterdir()))}.toml"

@@ -46,11 +46,12 @@ def _swept(report: Report) -> Table:
     """Medians over the repetitions."""
     keys = [key for key in (*SWEPT, *OF_ENGINE) if any(point.spread(key) for point in report.points)]
     titles = (_title_of(FIGURES[key].label, FIGURES[key].unit) for key in keys)
-    table = _compact(_load_title(report), "server", "runs", *titles)
+    several = len(report.subjects) > 1
+    table = _compact(_load_title(report), "server" if several else "", "runs", *titles)
     for point in report.points:
         spreads = [(FIGURES[key], point.spread(key)) for key in keys]
         cells = (figure.show(spread.median if spread else None) for figure, spread in spreads)
-        table.add_row(_load(point.load), letter(point.subject), str(len(point.runs)), *cells)
+        table.add_row(_load(point.load), letter(point.subject) if several else "", str(len(point.runs)), *cells)
     return table
 
 

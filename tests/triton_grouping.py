@@ -14,7 +14,7 @@ from tests.byte_tokenizer import write_byte_tokenizer
 from tests.triton_models import TritonModel
 from tests.triton_server import ROOT, WHY_NOT, TritonServer, is_installed
 
-MODEL = TritonModel("whole-batches", "tokens", delay_ms=2, decoupled=False, max_batch_size=16)
+MODEL = TritonModel("whole-batches", "tokens", delay_ms=2, decoupled=False, max_batch_size=16, queue_delay_us=10_000)
 
 
 def main(arguments: list[str]) -> int:

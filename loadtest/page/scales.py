@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 LOG_SPAN = 50  # largest over smallest value from which an axis is logarithmic
-LOG_REACH = 1e4  # how far down a logarithmic axis goes at most: what is less lies on it
+LOG_REACH = 1e3  # how far down a logarithmic axis goes at most: what is less lies on it
 LOG_LEVELS_SPAN = 8  # the same of the levels of a load, which often double
 
 

@@ -60,9 +60,9 @@ def test_three_groupings_make_a_table(server: Any, monkeypatch: pytest.MonkeyPat
     assert result.exit_code == 0, result.output
     models = [config["models"][0] for config in declared]
     assert [model["options"] for model in models] == [
-        {"group_by_length": False},
-        {"max_padding_waste": 0},
-        {"max_padding_waste": 0.1},
+        {"reload": False, "group_by_length": False},
+        {"reload": False, "max_padding_waste": 0},
+        {"reload": False, "max_padding_waste": 0.1},
     ]
     assert {(model["engine"], model["name"], model["tokenizer"]) for model in models} == {("triton", 'm"x', "dir")}
     report = json.loads((tmp_path / "r.json").read_text())

@@ -63,6 +63,7 @@ class TritonModel:
     decoupled: bool = True
     max_batch_size: int = 0
     queue_size: int = 0  # requests that may wait for a batch; 0: any number
+    queue_delay_us: int = 2000  # how long a batch waits to be full
     leave_out: tuple[str, ...] = ()
     types: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
@@ -105,7 +106,7 @@ class TritonModel:
         ]
         if not self.decoupled:
             policy = f"default_queue_policy {{ max_queue_size: {self.queue_size} }}"
-            lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: 2000 {policy} }}")
+            lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {self.queue_delay_us} {policy} }}")
         return "\n".join(filter(None, lines)) + "\n"
 
     def _tensor(self, side: str, marked: str, kind: str) -> str:
