@@ -39,7 +39,9 @@ def bench(
     concurrency: options.Concurrencies = None,
     rate: Annotated[
         Levels | None,
-        typer.Option(parser=numbers, metavar="R[,R...]", help="Open loop: requests that arrive a second, whatever."),
+        typer.Option(
+            parser=numbers, metavar="R[,R...]", help="Open loop: requests that arrive a second, answered or not."
+        ),
     ] = None,
     burstiness: Annotated[
         float | None,

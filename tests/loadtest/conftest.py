@@ -153,3 +153,9 @@ def refused_key() -> str:
 def no_keys_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PENSTOCK_API_KEY", "OPENAI_API_KEY", "PENSTOCK_BENCH_ADMIN_KEY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server here has counted everything when it answers."""
+    monkeypatch.setattr("loadtest.runner.SETTLE_S", 0)

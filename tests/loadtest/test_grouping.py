@@ -52,7 +52,6 @@ def test_three_groupings_make_a_table(server: Any, monkeypatch: pytest.MonkeyPat
         yield server.url
 
     monkeypatch.setattr(engines, "serving", serving)
-    monkeypatch.setattr("loadtest.runner.SETTLE_S", 0)
     files = ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]
     where = ["--triton-http", server.url.removeprefix("http://"), "--model", 'm"x', "--tokenizer", "dir"]
     small = ["--requests", "3", "--concurrency", "2", "--rounds", "1"]

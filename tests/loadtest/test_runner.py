@@ -133,8 +133,7 @@ class Counters:
 BODY = b'data: {"choices":[{"text":"a","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 
 
-async def test_what_the_server_counted_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadtest.runner.SETTLE_S", 0)
+async def test_what_the_server_counted_meanwhile() -> None:
     counters = Counters(EngineCounters(steps=10, sequences=10), EngineCounters(steps=14, sequences=26))
     result = BenchResult(replace(CONFIG, metrics=counters))
     await drive(result, ignore, always(httpx.Response(200, content=BODY)))
@@ -142,8 +141,7 @@ async def test_what_the_server_counted_meanwhile(monkeypatch: pytest.MonkeyPatch
     assert result.engine.batch_size == 4
 
 
-async def test_counters_that_began_anew_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadtest.runner.SETTLE_S", 0)
+async def test_counters_that_began_anew_say_nothing() -> None:
     result = BenchResult(replace(CONFIG, metrics=Counters(EngineCounters(steps=10), EngineCounters(steps=4))))
     await drive(result, ignore, always(httpx.Response(200, content=BODY)))
     assert result.engine is None
