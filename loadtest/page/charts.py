@@ -63,7 +63,9 @@ def percentile_chart(title: str, unit: str, series: Sequence[Series]) -> Chart:
 
 
 def _lines(title: str, x_label: str, unit: str, series: Sequence[Series], across: Scale, *, dots: bool) -> Chart:
-    up = value_scale(value for one in series for point in one.points for value in (point.low, point.high))
+    values = [value for one in series for point in one.points for value in (point.low, point.high)]
+    # Of a whole distribution the least may well be 0, where events came together: it lies on the axis.
+    up = value_scale(values if dots else filter(None, values))
     frame = _Frame(across, up)
     y_label = unit + (" (log scale)" if up.is_log else "")
     body = [*frame.axes(x_label + (" (log scale)" if across.is_log else ""), y_label)]

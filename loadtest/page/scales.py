@@ -25,11 +25,10 @@ class Scale:
 
 
 def value_scale(values: Iterable[float]) -> Scale:
-    """From 0, or logarithmic where the values span more than LOG_SPAN."""
+    """From 0, or logarithmic where the values span more than LOG_SPAN and none is 0."""
     known = sorted(values) or [1.0]
-    positive = [value for value in known if value > 0]
-    if positive and known[-1] / positive[0] > LOG_SPAN:
-        return _log_scale(positive[0], known[-1])
+    if known[0] > 0 and known[-1] / known[0] > LOG_SPAN:
+        return _log_scale(known[0], known[-1])
     return _linear_scale(known[-1])
 
 
