@@ -48,8 +48,13 @@ class Supervisor(ABC):
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
+    @property
+    def is_watched(self) -> bool:
+        """It has served, and is started again whenever it dies."""
+        return self._watching is not None
+
     async def start(self) -> None:
-        """Returns when it serves. Raises `failure` with its reason when it can't."""
+        """Returns when it serves; after a stop too. Raises `failure` with its reason when it can't."""
         await self._spawn()
         self._watching = asyncio.create_task(self._watch())
 
@@ -58,6 +63,7 @@ class Supervisor(ABC):
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
+            self._watching = None
         await self._end_process()
 
     @abstractmethod

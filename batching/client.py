@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import count
 
-from batching.protocol import Abort, Deltas, ProtocolError, Stats, Submit, frame, from_worker, read_message
+from batching.protocol import (
+    Abort,
+    Action,
+    Control,
+    Controlled,
+    Deltas,
+    FromWorker,
+    ProtocolError,
+    Stats,
+    Submit,
+    frame,
+    from_worker,
+    read_message,
+)
 from batching.stats import WorkerStats
+from engines.base import EngineError
 from engines.types import ErrorCode, FinishReason, GenerationRequest, OutputDelta, RequestError
 
 RESTART_HINT_MS = 2000  # about what a worker needs to come back
@@ -64,6 +79,8 @@ class WorkerClient:
         self.closed = asyncio.Event()
         self._writer = writer
         self._receivers: dict[str, Receiver] = {}
+        self._controls: dict[int, asyncio.Future[None]] = {}
+        self._numbers = count()
         self._reading = asyncio.create_task(self._read(reader))
 
     @classmethod
@@ -105,6 +122,21 @@ class WorkerClient:
         """Nobody reads this request's receiver any more."""
         self._receivers.pop(request_id, None)
 
+    async def control(self, action: Action, text: str = "") -> None:
+        """Returns when it is done, which may take long; who cancels this call stops nothing.
+
+        Raises EngineError with the worker's word, ConnectionError when it ends before.
+        """
+        if self.closed.is_set():
+            raise ConnectionError("the worker is gone")
+        number = next(self._numbers)
+        done = self._controls[number] = asyncio.get_running_loop().create_future()
+        self._writer.write(frame(Control(number, action, text)))
+        try:
+            await done
+        finally:
+            del self._controls[number]
+
     async def close(self) -> None:
         """At once: a worker that has stopped reading would never take what is still to be sent."""
         self._writer.transport.abort()
@@ -113,17 +145,23 @@ class WorkerClient:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                message = await read_message(reader, from_worker)
-                if isinstance(message, Deltas):
-                    self._deliver(message.deltas)
-                else:
-                    self.stats = message.stats
+                self._take(await read_message(reader, from_worker))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the worker is gone: the requests that it had are told below
         except ProtocolError as error:
             log.error("a worker sent what is no message: %s", error)
         finally:
             self._fail_all()
+
+    def _take(self, message: FromWorker) -> None:
+        match message:
+            case Deltas(deltas):
+                self._deliver(deltas)
+            case Stats(stats):
+                self.stats = stats
+            case Controlled(number, error):
+                if (done := self._controls.get(number)) is not None and not done.done():
+                    done.set_exception(EngineError(error)) if error else done.set_result(None)
 
     def _deliver(self, deltas: list[OutputDelta]) -> None:
         for delta in deltas:
@@ -138,6 +176,9 @@ class WorkerClient:
         self.closed.set()
         self._writer.close()
         self.stats.running = self.stats.waiting = self.stats.kv_blocks_used = 0
+        for done in self._controls.values():
+            if not done.done():
+                done.set_exception(ConnectionError("the worker is gone"))
         receivers, self._receivers = self._receivers, {}
         for request_id, receiver in receivers.items():
             receiver.put(_lost(request_id))

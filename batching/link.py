@@ -27,6 +27,9 @@ class WorkerLink(Protocol):
 
     async def stop(self) -> None: ...
 
+    async def refresh(self) -> None:
+        """It has been started by whoever starts it: returns when that is seen here, or not to be seen."""
+
 
 class WorkerConnection:
     """A worker that another process supervises: connected to, and again whenever the connection breaks."""
@@ -37,6 +40,7 @@ class WorkerConnection:
         self.info: EngineInfo | None = info
         self._socket_path = socket_path
         self._keeping: asyncio.Task[None] | None = None
+        self._hurry, self._tried = asyncio.Event(), asyncio.Event()
 
     async def start(self) -> None:
         """The worker may be away: it is waited for later."""
@@ -53,17 +57,29 @@ class WorkerConnection:
             await self.client.close()
             self.client = None
 
+    async def refresh(self) -> None:
+        """Connect now, not at the next attempt."""
+        if self.client is not None and not self.client.closed.is_set():
+            return
+        self._tried.clear()
+        self._hurry.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried.wait(), 2 * CONNECT_TIMEOUT)
+
     async def _keep(self) -> None:
         while True:
             if self.client is not None:
                 await self.client.closed.wait()
                 self.client = None
-                log.error("%s: the connection to its worker is broken", self.name)
+                log.warning("%s: the connection to its worker has ended", self.name)
             delay = FIRST_DELAY
             while self.client is None:
-                await asyncio.sleep(delay)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), delay)
+                self._hurry.clear()
                 delay = min(2 * delay, MAX_DELAY)
                 await self._connect()
+                self._tried.set()
 
     async def _connect(self) -> None:
         """Not for long: the kernel takes a connection for a worker that is stopped."""

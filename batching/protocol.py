@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import msgspec
@@ -51,6 +52,31 @@ class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
     request_id: str
 
 
+class Action(StrEnum):
+    """What a worker is told on the way to its end; each is answered when it is done."""
+
+    CHECK = "check"  # could the engine be unloaded? Changes nothing
+    DRAIN = "drain"  # refuse what comes from now on; done when nothing is left
+    CUT = "cut"  # end what is left in errors; done when nothing is left
+    UNLOAD = "unload"  # have the engine unloaded where another server runs it
+    RESUME = "resume"  # it was not to be: take requests again
+
+
+class Control(msgspec.Struct, tag="control", array_like=True, frozen=True):
+    """`text` is what clients are told whose requests are refused, or cut."""
+
+    number: int
+    action: Action
+    text: str = ""
+
+
+class Controlled(msgspec.Struct, tag="controlled", array_like=True, frozen=True):
+    """Control `number` is done, or `error` says in one line why not."""
+
+    number: int
+    error: str = ""
+
+
 class Deltas(msgspec.Struct, tag="deltas", array_like=True, frozen=True):
     """Everything that one step added to this gateway's requests."""
 
@@ -61,8 +87,8 @@ class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     stats: WorkerStats
 
 
-ToWorker = Submit | Abort
-FromWorker = Deltas | Stats
+ToWorker = Submit | Abort | Control
+FromWorker = Deltas | Stats | Controlled
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

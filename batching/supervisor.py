@@ -29,7 +29,9 @@ class WorkerSupervisor(Supervisor):
         self.info: EngineInfo | None = None
 
     def _configuration(self) -> WorkerConfig:
-        return replace(self.config, restarts=self.restarts)
+        """Who starts it wants the model loaded; after a death, what others have unloaded meanwhile stays so."""
+        engine = replace(self.config.engine, load=not self.is_watched)
+        return replace(self.config, engine=engine, restarts=self.restarts)
 
     def _environment(self) -> dict[str, str]:
         """With OpenMP threads that sleep instead of spinning while they wait.
@@ -49,6 +51,9 @@ class WorkerSupervisor(Supervisor):
         # What the gateway promises its clients from now on: a restart with less memory fails instead of holding less.
         engine = replace(self.config.engine, max_model_len=started.info.max_model_len)
         self.config = replace(self.config, engine=engine)
+
+    async def refresh(self) -> None:
+        """Nothing to do: when `start` has returned, it is connected."""
 
     async def _gone(self) -> None:
         assert self.client is not None

@@ -25,7 +25,9 @@ import msgspec
 from batching import logs
 from batching.batcher import Batcher, Deliver
 from batching.child import announce, outlive_parent, take_stdout
+from batching.departure import Departure, Remote
 from batching.protocol import (
+    Control,
     Deltas,
     ProtocolError,
     Started,
@@ -66,10 +68,13 @@ class AnyBatcher(Protocol):
 class Worker:
     """Serves any number of gateways: a request's deltas go to the connection that it came by."""
 
-    def __init__(self, make_batcher: Callable[[Deliver], AnyBatcher]) -> None:
+    def __init__(self, make_batcher: Callable[[Deliver], AnyBatcher], remote: Remote | None = None) -> None:
+        """`remote`: the engine, where another server runs the model."""
         self._batcher = make_batcher(self._deliver)
         self._owners: dict[str, asyncio.StreamWriter] = {}
         self._gateways: set[asyncio.StreamWriter] = set()
+        self._departure = Departure(self._owners.keys(), self._all_is_sent, self._batcher.abort, remote)
+        self._controls: set[asyncio.Task[None]] = set()
 
     async def serve(self, listener: socket.socket) -> None:
         """Runs until the engine or the batcher fails; raises what they raised."""
@@ -93,13 +98,28 @@ class Worker:
 
     def _handle(self, message: ToWorker, gateway: asyncio.StreamWriter) -> None:
         if isinstance(message, Submit):
-            request_id = message.request.request_id
-            if request_id in self._owners:
-                raise ProtocolError(f"request {request_id} is under way already")
-            self._owners[request_id] = gateway
-            self._batcher.add(message.request)
+            self._submit(message.request, gateway)
+        elif isinstance(message, Control):
+            task = asyncio.create_task(self._control(message, gateway))
+            self._controls.add(task)
+            task.add_done_callback(self._controls.discard)
         elif self._owners.get(message.request_id) is gateway:
             self._batcher.abort(message.request_id)
+
+    def _submit(self, request: GenerationRequest, gateway: asyncio.StreamWriter) -> None:
+        if request.request_id in self._owners:
+            raise ProtocolError(f"request {request.request_id} is under way already")
+        if (refused := self._departure.refused(request.request_id)) is not None:
+            self._send(gateway, frame(Deltas([refused])))
+            return
+        self._owners[request.request_id] = gateway
+        self._batcher.add(request)
+
+    async def _control(self, message: Control, gateway: asyncio.StreamWriter) -> None:
+        self._send(gateway, frame(await self._departure.carry_out(message)))
+
+    def _all_is_sent(self) -> bool:
+        return not any(gateway.transport.get_write_buffer_size() for gateway in self._gateways)
 
     def _forget_gateway(self, writer: asyncio.StreamWriter) -> None:
         self._gateways.discard(writer)
@@ -112,7 +132,7 @@ class Worker:
         by_owner: defaultdict[asyncio.StreamWriter, list[OutputDelta]] = defaultdict(list)
         for delta in deltas:
             owner = self._owners[delta.request_id]
-            by_owner[owner].append(delta)
+            by_owner[owner].append(self._departure.as_told(delta))
             if delta.finish_reason is not None:
                 del self._owners[delta.request_id]
         for owner, its_deltas in by_owner.items():
@@ -191,7 +211,7 @@ def run(config: WorkerConfig, answer: int) -> None:
     engine = registry.create(config.engine)
     if isinstance(engine, StreamEngine):
         announce(answer, Started(engine.info))
-        worker = Worker(partial(StreamBatcher, engine, config.scheduler, config.restarts))
+        worker = Worker(partial(StreamBatcher, engine, config.scheduler, config.restarts), remote=engine)
     else:
         scheduler = Scheduler(engine.info, config.scheduler)
         scheduler.stats.restarts = config.restarts

@@ -55,6 +55,17 @@ class StreamEngine(ABC):
     def capacity(self) -> int:
         """How many requests it can run at once; 0 while it is away."""
 
+    @abstractmethod
+    async def check_unload(self) -> None:
+        """Changes nothing. Raises EngineError: what runs the model would refuse to unload it."""
+
+    @abstractmethod
+    async def unload(self) -> None:
+        """Have it unloaded by what runs it, on purpose: nothing here loads it again. No request is under way.
+
+        Raises EngineError; then everything is as before.
+        """
+
 
 class ThreadedStepEngine(ABC):
     """A StepEngine whose steps run one after another in a thread of their own, off the worker's event loop."""

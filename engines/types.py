@@ -38,6 +38,7 @@ class ErrorCode(StrEnum):
     DEADLINE = "deadline_exceeded"  # out of time: its client has given up by now
     INVALID = "invalid_request"  # the engine can't run it, whatever its state
     ENGINE_FAILED = "engine_failed"  # a step failed, or the worker died
+    UNLOADED = "model_unloaded"  # the model is being taken out of service
 
 
 @dataclass(slots=True, frozen=True)
@@ -164,6 +165,7 @@ class EngineConfig:
     max_model_len: int = 0
     max_num_seqs: int = 64
     options: dict[str, Any] = field(default_factory=dict)  # of this engine kind alone
+    load: bool = False  # it may be loaded where another server runs it: somebody wants it served, it is no restart
 
 
 @dataclass(slots=True, frozen=True)

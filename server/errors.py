@@ -128,5 +128,7 @@ def from_engine(error: RequestError) -> APIError:
             return DeadlineExceeded(error.message)
         case ErrorCode.INVALID:
             return InvalidRequest(error.message)
+        case ErrorCode.UNLOADED:
+            return Overloaded(error.message, code=error.code, headers={"x-should-retry": "false"})
         case ErrorCode.ENGINE_FAILED:
             return Overloaded(error.message, code="engine_failed", retry_after_ms=error.retry_after_ms)

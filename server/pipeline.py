@@ -112,6 +112,7 @@ class Pipeline:
     ) -> Generation:
         if self._resources.is_draining():
             raise Overloaded("The server is shutting down.", code="shutting_down", retry_after_ms=DRAIN_RETRY_MS)
+        deployment.check_served()
         principal = caller.principal
         features = caller.features | {feature} | ({"stream"} if body.stream else set())
         job = Job(

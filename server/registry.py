@@ -18,6 +18,7 @@ from batching.stats import WorkerStats
 from engines.base import EngineError
 from engines.types import Continuation, EngineConfig, EngineInfo
 from server import model_files
+from server.model_state import ModelState, Phase, starting, unloaded
 from server.settings import ModelSettings, Settings
 from server.text.chat_template import ChatTemplate
 from server.text.prompt import ChatEncoder
@@ -69,9 +70,11 @@ class Deployment:
     limits: ModelLimits
     replicas: Sequence[Replica]
     fingerprint: str
+    engine: str = ""  # its kind
     takes_text: bool = False  # its engine wants prompts as text
     continuation: Continuation = Continuation.NONE  # what each of its replicas can do with another one's answer
     created: int = field(default_factory=lambda: int(time.time()))
+    state: ModelState = field(default_factory=ModelState)
 
     @property
     def id(self) -> str:
@@ -84,6 +87,11 @@ class Deployment:
     @property
     def is_ready(self) -> bool:
         return any(replica.is_ready for replica in self.replicas)
+
+    def check_served(self) -> None:
+        """Raises Overloaded while it is not meant to serve."""
+        if not self.state.is_served:
+            raise starting(self.id) if self.state.phase is Phase.LOADING else unloaded(self.id)
 
 
 class Registry:
@@ -179,6 +187,7 @@ def _deployment(
         limits=_limits(model, folder, info, encoder.tokenizer),
         replicas=replicas,
         fingerprint=_fingerprint(model, info),
+        engine=model.engine,
         takes_text=info.takes_text,
         continuation=info.continuation,
     )

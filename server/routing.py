@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 from server.auth import Principal
 from server.errors import ModelNotFound, Overloaded
+from server.model_state import STARTING_RETRY_MS, starting
 from server.registry import Deployment, Registry, Replica
 from server.settings import RoutingSettings
-
-STARTING_RETRY_MS = 2000
 
 
 class Router:
@@ -56,6 +55,7 @@ class Router:
 
 def pick(deployment: Deployment) -> Replica:
     """The replica with the least to do. Raises Overloaded while none serves."""
+    deployment.check_served()
     if (replica := pick_other(deployment, None)) is None:
         raise _not_ready(deployment)
     return replica
@@ -69,7 +69,6 @@ def pick_other(deployment: Deployment, failed: Replica | None) -> Replica | None
 
 def _not_ready(deployment: Deployment) -> Overloaded:
     if all(replica.client is None for replica in deployment.replicas):
-        message, code = f"The model {deployment.id} is starting.", "engine_starting"
-    else:
-        message, code = f"The server of the model {deployment.id} can't be reached at the moment.", "engine_away"
-    return Overloaded(message, code=code, retry_after_ms=STARTING_RETRY_MS)
+        return starting(deployment.id)
+    message = f"The server of the model {deployment.id} can't be reached at the moment."
+    return Overloaded(message, code="engine_away", retry_after_ms=STARTING_RETRY_MS)

@@ -19,6 +19,7 @@ from server.job import Caller
 from server.leases import LeaseKeeper
 from server.ledgers import able_to_go_on, open_embedded, open_shared
 from server.metrics import Metrics
+from server.model_control import LocalControl, ModelControl
 from server.pipeline import Pipeline, report
 from server.plans import PlanBook
 from server.registry import Registry
@@ -49,14 +50,16 @@ class Services:
     pipeline: Pipeline
     leases: LeaseKeeper
     metrics: Metrics
+    control: ModelControl
     draining: bool = False
 
     @property
     def status(self) -> str:
-        """A word for /readyz: "ready", or why not."""
+        """A word for /readyz: "ready", or why not. What is unloaded on purpose is not missed."""
         if self.draining:
             return "draining"
-        return "ready" if all(d.is_ready for d in self.registry.deployments.values()) else "starting"
+        served = [d for d in self.registry.deployments.values() if d.state.is_served]
+        return "ready" if all(d.is_ready for d in served) else "starting"
 
     async def drain(self) -> None:
         """Refuse new work, wait for what runs, end what takes too long in an error."""
@@ -89,8 +92,12 @@ async def first_keys(store: Store, settings: Settings) -> GeneratedKeys:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, store: Store, registry: Registry, metrics: Metrics) -> AsyncIterator[Services]:
+async def running(
+    settings: Settings, store: Store, registry: Registry, metrics: Metrics, control: ModelControl | None = None
+) -> AsyncIterator[Services]:
     """Everything started, in an order in which each part finds what it needs; stopped in the opposite one.
+
+    Without a `control` the registry's workers are ours.
 
     Raises SettingsError, StoreError, EngineError, ModelFilesError or TokenizerError: one line for the operator.
     """
@@ -101,8 +108,12 @@ async def running(settings: Settings, store: Store, registry: Registry, metrics:
         _background(stack, leases.run())
         await registry.start()
         stack.push_async_callback(registry.stop)
-        metrics.watch_workers(registry.replica_stats)
-        yield _assemble(settings, records, ledger, leases, metrics, registry)
+        control = control or LocalControl(registry, settings.timeouts.drain)
+        await control.start()
+        stack.push_async_callback(control.stop)
+        metrics.watch(WorkerCollector(registry.replica_stats))
+        metrics.watch(ModelCollector(registry.states))
+        yield _assemble(settings, records, ledger, leases, metrics, registry, control)
 
 
 @dataclass(slots=True, frozen=True)
@@ -134,7 +145,13 @@ async def _open_records(
 
 
 def _assemble(
-    settings: Settings, records: _Records, ledger: Ledger, leases: LeaseKeeper, metrics: Metrics, registry: Registry
+    settings: Settings,
+    records: _Records,
+    ledger: Ledger,
+    leases: LeaseKeeper,
+    metrics: Metrics,
+    registry: Registry,
+    control: ModelControl,
 ) -> Services:
     def finished(record: UsageRecord, caller: Caller) -> None:
         records.writer.record(record)
@@ -166,6 +183,7 @@ def _assemble(
         pipeline=Pipeline(router, content_filter, resources),
         leases=leases,
         metrics=metrics,
+        control=control,
     )
     return services
 

@@ -6,16 +6,18 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.base import EngineError, StreamEngine
-from engines.triton.client import Fault, TritonClient, TritonError
+from engines.triton.client import TritonClient
 from engines.triton.conventions import recognise
+from engines.triton.errors import Fault, TritonError
 from engines.triton.health import Health, HealthOptions
 from engines.triton.model import TritonModel
+from engines.triton.repository import is_forbidden
 from engines.types import (
     EngineConfig,
     EngineInfo,
@@ -49,7 +51,7 @@ class TritonEngine(StreamEngine):
         """Asks the server what the model is; blocks. Raises EngineError."""
         options = read_options(config.options)
         self._client = TritonClient(config.url, config.remote_model, config.remote_version)
-        model = self._client.describe()
+        model = self._client.describe(may_load=config.load)
         self._model, self._convention = model, recognise(model)
         grouped = model.batch_size if _whole_batches(model) and options.group_by_length else 0
         self._capacity = grouped * model.instances if grouped else config.max_num_seqs
@@ -73,6 +75,15 @@ class TritonEngine(StreamEngine):
     async def watch(self) -> None:
         self._client.connect()
         await self._health.watch()
+
+    async def check_unload(self) -> None:
+        with _unload_errors():
+            await self._client.repository.check_control()
+
+    async def unload(self) -> None:
+        with _unload_errors():
+            async with self._health.retiring():
+                await self._client.repository.unload()
 
     async def generate(self, request: GenerationRequest, padded_len: int) -> AsyncGenerator[OutputDelta, None]:
         reader = self._convention.reader(request)
@@ -99,6 +110,18 @@ class TritonEngine(StreamEngine):
         async with contextlib.aclosing(stream):
             async for _ in stream:
                 self._health.saw_life()
+
+
+@contextlib.contextmanager
+def _unload_errors() -> Iterator[None]:
+    try:
+        yield
+    except TritonError as error:
+        if is_forbidden(str(error)):
+            message = "its Triton loads and unloads no models: it needs --model-control-mode=explicit"
+        else:
+            message = f"its Triton does not unload it: {' '.join(str(error).split())[:300]}"
+        raise EngineError(message) from None
 
 
 def _whole_batches(model: TritonModel) -> bool:

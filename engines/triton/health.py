@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from engines.triton.client import Fault, TritonClient, TritonError
+from engines.triton.client import TritonClient
+from engines.triton.errors import Fault, TritonError
 
 INTERVAL = 1.0  # seconds
 READY_TIMEOUT = 2.5
@@ -50,6 +51,8 @@ class Health:
         self._last_life = time.monotonic()
         self._suspected = asyncio.Event()
         self._verdict = Verdict.WELL
+        self._is_retired = False  # unloaded on purpose: nobody looks at it, or loads it again
+        self._control = asyncio.Lock()  # one load or unload at a time
 
     def saw_life(self) -> None:
         """A stream has brought something."""
@@ -66,7 +69,20 @@ class Health:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._suspected.wait(), INTERVAL)
             self._suspected.clear()
-            await self._conclude(await self._examine())
+            if not self._is_retired:
+                await self._conclude(await self._examine())
+
+    @contextlib.asynccontextmanager
+    async def retiring(self) -> AsyncIterator[None]:
+        """It is unloaded in here, on purpose. Where that fails it is looked after again."""
+        async with self._control:
+            self._is_retired = True
+            try:
+                yield
+            except BaseException:
+                self._is_retired = False
+                raise
+            self.is_ready = False
 
     async def _examine(self) -> Verdict:
         started = time.monotonic()
@@ -87,6 +103,8 @@ class Health:
         return Verdict.WELL
 
     async def _conclude(self, verdict: Verdict) -> None:
+        if self._is_retired:  # meanwhile
+            return
         before, self._verdict = self._verdict, verdict
         self.is_ready = verdict is Verdict.WELL
         if verdict is not before:
@@ -101,10 +119,13 @@ class Health:
             await self._reload()
 
     async def _reload(self) -> None:
-        log.error("%s: it is loaded anew", self._name)
-        try:
-            await self._client.reload()
-        except TritonError as error:
-            log.error("%s: it can't be loaded anew: %s", self._name, error)
-        else:
-            self._suspected.set()  # look at once
+        async with self._control:
+            if self._is_retired:
+                return
+            log.error("%s: it is loaded anew", self._name)
+            try:
+                await self._client.repository.reload()
+            except TritonError as error:
+                log.error("%s: it can't be loaded anew: %s", self._name, error)
+            else:
+                self._suspected.set()  # look at once
