@@ -64,7 +64,7 @@ class WorkerConnection:
         self._tried.clear()
         self._hurry.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._tried.wait(), 2 * CONNECT_TIMEOUT)
+            await asyncio.wait_for(self._tried.wait(), CONNECT_TIMEOUT)
 
     async def _keep(self) -> None:
         while True:

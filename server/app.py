@@ -18,7 +18,7 @@ from server.access import authenticate_route
 from server.errors import APIError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
 from server.refusals import log_refusal
 from server.request_id import RequestIdMiddleware
-from server.routes import admin, admin_plans, chat, completions, health, models, usage
+from server.routes import admin, admin_models, admin_plans, chat, completions, health, models, usage
 from server.services import Services
 from server.websocket import refuse
 
@@ -30,6 +30,7 @@ ROUTERS = (
     health.router,
     admin.router,
     admin_plans.router,
+    admin_models.router,
 )
 EXPOSED_HEADERS = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"] + [
     f"x-ratelimit-{kind}-{unit}" for kind in ("limit", "remaining", "reset") for unit in ("requests", "tokens")

@@ -18,6 +18,7 @@ from batching.child import announce, outlive_parent, take_stdout
 from batching.link import WorkerConnection
 from batching.protocol import Started, WorkerConfig
 from server import logs, settings_json
+from server.control_socket import ControlClient
 from server.gateway import answer, signals_give_up_the_start
 from server.gateways import GatewayConfig
 from server.launch import OPERATOR_ERRORS
@@ -58,7 +59,8 @@ async def serve(config: GatewayConfig, settings: Settings, on_ready: Callable[[]
 
     registry = Registry(settings, folder, connection)
     with socket.socket(fileno=config.listener) as listener, signals_give_up_the_start():
-        async with opened_store(settings) as store, running(settings, store, registry, metrics) as services:
+        control = ControlClient(registry, folder)
+        async with opened_store(settings) as store, running(settings, store, registry, metrics, control) as services:
             await answer(services, listener, on_ready)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from batching.child import Supervisor, start_all
 from engines.types import EngineInfo
 from server import settings_json
+from server.control_socket import ControlServer
 from server.gateway import stop_signals
 from server.registry import Registry
 from server.services import LAST_WORDS
@@ -87,7 +88,9 @@ async def serve(
     Raises GatewayError, EngineError, ModelFilesError or TokenizerError: one line for the operator.
     """
     await registry.start()
+    control = ControlServer(registry, folder, settings.timeouts.drain)
     try:
+        await control.start()
         gateways = [
             GatewaySupervisor(number, settings, listener, registry, folder)
             for number in range(settings.server.gateways)
@@ -95,6 +98,7 @@ async def serve(
         await start_all(gateways)
         await _until_stopped(gateways, listener, on_ready)
     finally:
+        await control.stop()
         await registry.stop()
 
 

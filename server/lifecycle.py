@@ -76,9 +76,8 @@ class Lifecycle:
             self._loading = None
         if failure is not None:
             await self._enter(Phase.FAILED, _in_words(failure))
-            raise ModelControlError(
-                f"The model {self._deployment.id} could not be loaded: {self.state.reason}", "load_failed"
-            )
+            message = f"The model {self._deployment.id} could not be loaded: {self.state.reason}"
+            raise ModelControlError(message, "load_failed")
         await self._enter(Phase.READY)
 
     async def _start_workers(self) -> None:
@@ -119,14 +118,10 @@ class Lifecycle:
             await self._enter(Phase.UNLOADING)
             await self._drain(workers, drain)
             await self._all(workers, Action.UNLOAD, UNLOAD_TIMEOUT)
-        except EngineError as error:
+        except Exception as error:
             await self._resume()
-            raise ModelControlError(
-                f"The model {self._deployment.id} could not be unloaded: {error}", "unload_failed"
-            ) from None
-        except BaseException:  # the server ends, and the workers with it
-            self.state.phase = Phase.READY
-            raise
+            message = f"The model {self._deployment.id} could not be unloaded: {_in_words(error)}"
+            raise ModelControlError(message, "unload_failed") from None
         await self._stop_workers()
         await self._enter(Phase.UNLOADED, self._what_is_left(workers))
 
@@ -165,7 +160,8 @@ class Lifecycle:
         """As before. Who was connected meanwhile has refused nothing, and is told in vain."""
         clients = [replica.client for replica in self._deployment.replicas]
         await self._all([client for client in clients if client is not None], Action.RESUME, CHECK_TIMEOUT)
-        await self._enter(Phase.READY)
+        if self.state.phase is not Phase.READY:
+            await self._enter(Phase.READY)
 
     async def _stop_workers(self) -> None:
         await asyncio.gather(*(replica.link.stop() for replica in self._deployment.replicas))
@@ -200,5 +196,5 @@ def _promise(info: EngineInfo | None) -> object:
 def _in_words(failure: BaseException) -> str:
     if isinstance(failure, EngineError):
         return str(failure)
-    log.error("a load failed", exc_info=failure)
+    log.error("model control failed", exc_info=failure)
     return f"{type(failure).__name__}; see the log"

@@ -16,6 +16,7 @@ from batching.stats import BATCH_SIZE_BOUNDS, WorkerStats
 from engines.types import Usage
 from quota.admission import NEAR_PERCENT
 from quota.ledger import QuotaDecision
+from server.model_metrics import ModelCollector, StandingSource
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -99,6 +100,10 @@ class Metrics:
     def watch_workers(self, source: StatsSource) -> None:
         """Not summed over gateways: every one hears all that the workers report."""
         self._shown.register(WorkerCollector(source))
+
+    def watch_models(self, source: StandingSource) -> None:
+        """Not summed either: every gateway knows how all models stand."""
+        self._shown.register(ModelCollector(source))
 
     def of(self, model: str, version: str) -> DeploymentTimes:
         """Deployments are few and never forgotten."""

@@ -33,7 +33,9 @@ async def _nobody_else() -> None:
 class LocalControl:
     """Of workers that are ours."""
 
-    def __init__(self, registry: Registry, drain: float, announce: Callable[[], Awaitable[None]] = _nobody_else) -> None:
+    def __init__(
+        self, registry: Registry, drain: float, announce: Callable[[], Awaitable[None]] = _nobody_else
+    ) -> None:
         self._registry = registry
         self._drain = drain
         self._announce = announce

@@ -18,6 +18,17 @@ class Phase(StrEnum):
     FAILED = "failed"  # it did not load
 
 
+class Standing(StrEnum):
+    """How a deployment stands, for operators."""
+
+    READY = "ready"
+    AWAY = "away"  # it is meant to serve, and none of its engines is there
+    LOADING = "loading"
+    UNLOADING = "unloading"
+    UNLOADED = "unloaded"
+    FAILED = "failed"
+
+
 @dataclass(slots=True)
 class ModelState:
     """`reason`: one line for operators, why it is not as it should be."""

@@ -18,7 +18,7 @@ from batching.stats import WorkerStats
 from engines.base import EngineError
 from engines.types import Continuation, EngineConfig, EngineInfo
 from server import model_files
-from server.model_state import ModelState, Phase, starting, unloaded
+from server.model_state import ModelState, Phase, Standing, starting, unloaded
 from server.settings import ModelSettings, Settings
 from server.text.chat_template import ChatTemplate
 from server.text.prompt import ChatEncoder
@@ -88,6 +88,11 @@ class Deployment:
     def is_ready(self) -> bool:
         return any(replica.is_ready for replica in self.replicas)
 
+    @property
+    def standing(self) -> Standing:
+        is_away = self.state.is_served and not self.is_ready
+        return Standing.AWAY if is_away else Standing(self.state.phase)
+
     def check_served(self) -> None:
         """Raises Overloaded while it is not meant to serve."""
         if not self.state.is_served:
@@ -129,6 +134,10 @@ class Registry:
         for deployment in self.deployments.values():
             for replica in deployment.replicas:
                 yield deployment.model, deployment.version, replica.stats, replica.is_ready
+
+    def standings(self) -> Iterator[tuple[str, str, Standing]]:
+        for deployment in self.deployments.values():
+            yield deployment.model, deployment.version, deployment.standing
 
     async def _deploy(self, model: ModelSettings) -> Deployment:
         folder = await asyncio.to_thread(_find_folder, model)

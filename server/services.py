@@ -111,8 +111,8 @@ async def running(
         control = control or LocalControl(registry, settings.timeouts.drain)
         await control.start()
         stack.push_async_callback(control.stop)
-        metrics.watch(WorkerCollector(registry.replica_stats))
-        metrics.watch(ModelCollector(registry.states))
+        metrics.watch_workers(registry.replica_stats)
+        metrics.watch_models(registry.standings)
         yield _assemble(settings, records, ledger, leases, metrics, registry, control)
 
 
