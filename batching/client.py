@@ -175,7 +175,7 @@ class WorkerClient:
     def _fail_all(self) -> None:
         self.closed.set()
         self._writer.close()
-        self.stats.running = self.stats.waiting = self.stats.kv_blocks_used = 0
+        self.stats.running = self.stats.waiting = self.stats.kv_blocks_used = self.stats.kv_blocks = 0
         for done in self._controls.values():
             if not done.done():
                 done.set_exception(ConnectionError("the worker is gone"))

@@ -24,6 +24,8 @@ class Remote(Protocol):
 
     async def unload(self) -> None: ...
 
+    def resume(self) -> None: ...
+
 
 class Departure:
     """Belongs to the worker's event loop. `left` are the ids of its requests, `is_sent` says whether all that it has
@@ -60,6 +62,8 @@ class Departure:
                     await self._remote.unload()
                 case Action.RESUME:
                     self.refusal = self._cut = None
+                    if self._remote is not None:
+                        self._remote.resume()
         except EngineError as failure:
             return Controlled(control.number, str(failure))
         except Exception:  # whatever it is: somebody waits for an answer

@@ -66,6 +66,10 @@ class StreamEngine(ABC):
         Raises EngineError; then everything is as before.
         """
 
+    @abstractmethod
+    def resume(self) -> None:
+        """It is to serve after all, should it have been unloaded or not: look after it as before."""
+
 
 class ThreadedStepEngine(ABC):
     """A StepEngine whose steps run one after another in a thread of their own, off the worker's event loop."""

@@ -16,7 +16,7 @@ from server.model_control import LocalControl
 from server.model_state import ModelState
 from server.registry import Deployment, Registry
 
-SEEN_TIMEOUT = 3.0  # seconds for every gateway to know a new state; one that is stopped learns it when it goes on
+SEEN_TIMEOUT = 2.5  # seconds for every gateway to know a new state; one that is stopped learns it when it goes on
 START_TIMEOUT = 30.0
 SOCKET = "control.sock"  # in the folder of the workers' sockets
 
@@ -87,10 +87,14 @@ class ControlServer:
     async def stop(self) -> None:
         await self._control.stop()
 
-    async def _announce(self) -> None:
+    async def _announce(self, until_known: bool) -> None:
         self._number += 1
         for gateway in self._gateways:
             self._tell(gateway)
+        if until_known:
+            await self._until_all_know()
+
+    async def _until_all_know(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SEEN_TIMEOUT), self._changed:
                 number = self._number

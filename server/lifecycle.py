@@ -19,6 +19,9 @@ CHECK_TIMEOUT = 15.0  # seconds
 CUT_TIMEOUT = 5.0  # in which what is cut is told
 UNLOAD_TIMEOUT = 120.0
 
+Announce = Callable[[bool], Awaitable[None]]
+"""Tell everybody how the models stand; with True, return when they know."""
+
 log = logging.getLogger("penstock.lifecycle")
 
 
@@ -31,12 +34,9 @@ class ModelControlError(Exception):
 
 
 class Lifecycle:
-    """Calls are carried out one after another; an unload gives up a load that is under way or still waits.
+    """Calls are carried out one after another; an unload gives up a load that is under way or still waits."""
 
-    `announce` tells everybody of a new state, and returns when they know.
-    """
-
-    def __init__(self, deployment: Deployment, drain: float, announce: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, deployment: Deployment, drain: float, announce: Announce) -> None:
         """`drain`: seconds that running requests have, where a call does not say."""
         self._deployment = deployment
         self._drain_seconds = drain
@@ -176,7 +176,7 @@ class Lifecycle:
     async def _enter(self, phase: Phase, reason: str = "") -> None:
         self.state.phase, self.state.reason = phase, reason
         log.info("model %s: %s%s", self._deployment.id, phase, f": {reason}" if reason else "")
-        await self._announce()
+        await self._announce(phase is Phase.READY)  # that it is no more, its workers tell too: they refuse
 
 
 async def _answers(client: WorkerClient) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from server.lifecycle import Lifecycle
+from server.lifecycle import Announce, Lifecycle
 from server.registry import Registry
 
 
@@ -26,16 +26,14 @@ class ModelControl(Protocol):
     async def unload(self, deployment: str, drain_seconds: float | None) -> None: ...
 
 
-async def _nobody_else() -> None:
+async def _nobody_else(until_known: bool) -> None:
     """Has to be told."""
 
 
 class LocalControl:
     """Of workers that are ours."""
 
-    def __init__(
-        self, registry: Registry, drain: float, announce: Callable[[], Awaitable[None]] = _nobody_else
-    ) -> None:
+    def __init__(self, registry: Registry, drain: float, announce: Announce = _nobody_else) -> None:
         self._registry = registry
         self._drain = drain
         self._announce = announce

@@ -57,10 +57,12 @@ MODELS = (
 """What `tests.conftest.triton` serves: every convention in its varieties, and what can't be spoken to."""
 
 
-def running_triton(folder: Path, models: Sequence[TritonModel]) -> Iterator[TritonServer]:
+def running_triton(
+    folder: Path, models: Sequence[TritonModel], *, explicit_control: bool = True
+) -> Iterator[TritonServer]:
     if not is_installed():
         pytest.skip(WHY_NOT)
-    server = TritonServer(folder, models)
+    server = TritonServer(folder, models, explicit_control=explicit_control)
     try:
         server.start()
         yield server
@@ -69,9 +71,11 @@ def running_triton(folder: Path, models: Sequence[TritonModel]) -> Iterator[Trit
 
 
 class TritonServer:
-    """Serves these models from `folder`; can be killed and started again on its ports."""
+    """Serves these models from `folder`; can be killed and started again on its ports. Without `explicit_control` it
+    loads what is there at its start, and takes no orders."""
 
-    def __init__(self, folder: Path, models: Sequence[TritonModel]) -> None:
+    def __init__(self, folder: Path, models: Sequence[TritonModel], *, explicit_control: bool = True) -> None:
+        self._explicit_control = explicit_control
         self._folder = folder
         self._models = list(models)
         self._http_port, self._grpc_port = free_port(), free_port()
@@ -129,11 +133,12 @@ class TritonServer:
             "grpc-address": "127.0.0.1",
             "grpc-port": self._grpc_port,
             "allow-metrics": "false",
-            "model-control-mode": "explicit",
-            "load-model": "*",
+            "model-control-mode": "explicit" if self._explicit_control else "none",
             "exit-on-error": "false",
             "backend-config": f"python,shm-region-prefix-name={self._shared_memory}",
         }
+        if self._explicit_control:
+            options["load-model"] = "*"
         arguments = [f"--{name}={value}" for name, value in options.items()]
         arguments += ["--disable-auto-complete-config"]  # else a start takes 20 s
         return [str(site / "pytriton" / "tritonserver" / "bin" / "tritonserver"), *arguments]
@@ -154,6 +159,16 @@ class TritonServer:
             return httpx.get(f"http://{self.http_url}/v2/health/ready", timeout=1).status_code == 200
         except httpx.HTTPError:
             return False
+
+    def states(self, model: str) -> dict[str, str]:
+        """Of its versions, in its own words."""
+        answer = httpx.post(f"http://{self.http_url}/v2/repository/index", timeout=30).raise_for_status().json()
+        return {m["version"]: m["state"] for m in answer if m["name"] == model and "state" in m}
+
+    def control(self, model: str, action: str) -> None:
+        """Another one's load or unload."""
+        url = f"http://{self.http_url}/v2/repository/models/{model}/{action}"
+        httpx.post(url, timeout=30).raise_for_status()
 
     def stubs(self, model: str) -> list[int]:
         """The processes that a model runs in."""

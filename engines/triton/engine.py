@@ -85,6 +85,9 @@ class TritonEngine(StreamEngine):
             async with self._health.retiring():
                 await self._client.repository.unload()
 
+    def resume(self) -> None:
+        self._health.resume()
+
     async def generate(self, request: GenerationRequest, padded_len: int) -> AsyncGenerator[OutputDelta, None]:
         reader = self._convention.reader(request)
         inputs = self._convention.inputs(request, padded_len)

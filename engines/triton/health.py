@@ -84,6 +84,11 @@ class Health:
                 raise
             self.is_ready = False
 
+    def resume(self) -> None:
+        """It is to serve after all."""
+        self._is_retired = False
+        self._suspected.set()
+
     async def _examine(self) -> Verdict:
         started = time.monotonic()
         try:

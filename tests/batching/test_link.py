@@ -96,3 +96,20 @@ async def test_stopping_leaves_the_worker(worker, connection):
 
 async def test_stopping_before_the_start(connection):
     await connection.stop()
+
+
+async def test_a_worker_that_is_known_to_be_back_is_connected_at_once(worker, connection, monkeypatch):
+    await connection.start()
+    await connection.refresh()  # nothing to do
+    monkeypatch.setattr("batching.link.FIRST_DELAY", 3600.0)
+    worker.die()
+    await eventually(lambda: connection.client is None)
+    await worker.start()
+    await asyncio.wait_for(connection.refresh(), 30)
+    assert connection.client.stats.restarts == 1
+
+
+async def test_a_worker_that_is_said_to_be_back_and_is_not(socket_path, connection):
+    await connection.start()
+    await asyncio.wait_for(connection.refresh(), 30)
+    assert connection.client is None

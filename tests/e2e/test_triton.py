@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from engines.fake import fake_answer
 from tests.byte_tokenizer import END, write_byte_tokenizer
 from tests.clients import expected_text, until
-from tests.penstock_process import ROOT, UNLIMITED, PenstockProcess
+from tests.penstock_process import ADMIN_KEY, ROOT, UNLIMITED, PenstockProcess
 from tests.triton_models import TritonModel
 from tests.triton_server import TritonServer, running_triton
 
@@ -221,6 +222,60 @@ async def test_a_server_that_dies_and_comes_back(mortal: TritonServer, gateway: 
         assert int(refused.value.response.headers["retry-after-ms"]) > 0
         mortal.start()
         await well_again(gateway, client)
+
+
+def control(gateway: PenstockProcess, action: str) -> httpx.Response:
+    with gateway.http(ADMIN_KEY) as admin:
+        return admin.post(f"/admin/v1/models/m@1/{action}")
+
+
+async def test_unloaded_and_loaded_by_the_admin_api(mortal: TritonServer, gateway: PenstockProcess) -> None:
+    with gateway.sdk() as client:
+        await well_again(gateway, client)
+        with chat(client, "m", "hello", 150, stream=True) as running:
+            first = next(running).choices[0].delta.content or ""
+            unloading = asyncio.create_task(asyncio.to_thread(control, gateway, "unload"))
+            await until(lambda: model_state(gateway) == "unloading", "the unload")
+            with pytest.raises(openai.InternalServerError, match="m@1") as refused:
+                chat(client, "m", "hello")
+            assert (refused.value.status_code, refused.value.code) == (503, "model_unloaded")
+            assert mortal.states("m") == {"1": "READY"}
+            text = first + "".join(chunk.choices[0].delta.content or "" for chunk in running)
+        assert text == expected_text("hello", 150)
+        answer = await unloading
+        assert (answer.status_code, answer.json()["state"]) == (200, "unloaded")
+        assert mortal.states("m") == {"1": "UNAVAILABLE"}
+        assert not gateway.worker_pids()
+        assert readiness(gateway) == 200
+        await asyncio.sleep(1.5)
+        assert mortal.states("m") == {"1": "UNAVAILABLE"}
+        assert control(gateway, "load").json()["state"] == "ready"
+        assert mortal.states("m") == {"1": "READY"}
+        assert chat(client, "m", "hello").choices[0].message.content == expected_text("hello", 12)
+
+
+def model_state(gateway: PenstockProcess) -> str:
+    with gateway.http(ADMIN_KEY) as admin:
+        state: str = admin.get("/admin/v1/models/m@1").json()["state"]
+    return state
+
+
+async def test_a_load_that_triton_refuses(mortal: TritonServer, gateway: PenstockProcess) -> None:
+    assert control(gateway, "unload").json()["state"] == "unloaded"
+    mortal.kill()
+    answer = control(gateway, "load")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "load_failed")
+    assert "no Triton can be reached" in answer.json()["error"]["message"]
+    assert model_state(gateway) == "failed"
+    assert readiness(gateway) == 200
+    mortal.start()
+    assert control(gateway, "load").json()["state"] == "ready"
+
+
+def test_a_start_loads_what_was_unloaded(mortal: TritonServer, tokenizer: Path, tmp_path: Path) -> None:
+    mortal.control("m", "unload")
+    with PenstockProcess(tmp_path, declare(mortal, tokenizer, "m") + UNLIMITED) as server, server.sdk() as client:
+        assert chat(client, "m", "hello").choices[0].message.content == expected_text("hello", 12)
 
 
 def readiness(server: PenstockProcess) -> int:

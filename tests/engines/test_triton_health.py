@@ -9,7 +9,6 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
-import httpx
 import pytest
 
 from engines.triton.engine import TritonEngine
@@ -98,17 +97,13 @@ async def test_a_model_that_is_unloaded_ends_its_streams_and_takes_no_more(serve
     async with watched(build(server.url, "unloaded")) as engine:
         running = asyncio.create_task(ask(engine, request("hello", 100)))
         await asyncio.sleep(0.2)
-        control(server, "unloaded", "unload")
+        server.control("unloaded", "unload")
         await eventually(lambda: not engine.capacity())
         answer = await asyncio.wait_for(running, 30)
         assert (answer.reason, len(answer.text)) == (FinishReason.LENGTH, 100)
-        control(server, "unloaded", "load")
+        server.control("unloaded", "load")
         await eventually(lambda: engine.capacity() > 0)
         assert (await ask(engine, request("hello", 3))).reason is FinishReason.LENGTH
-
-
-def control(server: TritonServer, model: str, action: str) -> None:
-    httpx.post(f"http://{server.http_url}/v2/repository/models/{model}/{action}", timeout=30).raise_for_status()
 
 
 async def test_a_stopped_server(server: TritonServer) -> None:
