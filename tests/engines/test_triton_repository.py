@@ -41,11 +41,11 @@ async def test_unloaded_on_purpose_it_stays_so(server: TritonServer) -> None:
         assert server.states("m") == GONE
         assert not engine.capacity()
         await engine.unload()  # again: nothing to do
-        await asyncio.sleep(2.5)  # two looks and more
+        await asyncio.sleep(1.5)  # a look and more
         assert server.states("m") == GONE
         assert not engine.capacity()
         engine.resume()  # to be looked after again is not to be loaded
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(0.5)
         assert server.states("m") == GONE
         with pytest.raises(EngineError, match="model m: Triton does not serve it"):
             build(server.url, "m")
@@ -70,7 +70,7 @@ async def test_an_unload_while_it_is_cured(server: TritonServer) -> None:
 async def test_a_version_goes_and_comes_without_the_others(server: TritonServer) -> None:
     async with watched(build(server.url, "two", "1")) as first:
         async with watched(build(server.url, "two", "2")) as second:
-            running = asyncio.create_task(ask(first, request("hello", 300)))
+            running = asyncio.create_task(ask(first, request("hello", 200)))
             await second.unload()
             await eventually(lambda: server.states("two") == {"1": "READY", "2": "UNAVAILABLE"})
             assert not running.done()
@@ -80,7 +80,7 @@ async def test_a_version_goes_and_comes_without_the_others(server: TritonServer)
             assert (await ask(again, request("hello", 3))).reason is FinishReason.LENGTH
             assert server.states("two") == {"1": "READY", "2": "READY"}
             answer = await running
-            assert (answer.reason, len(answer.text)) == (FinishReason.LENGTH, 300)
+            assert (answer.reason, len(answer.text)) == (FinishReason.LENGTH, 200)
 
 
 async def test_the_last_version_is_the_model(server: TritonServer) -> None:
