@@ -55,19 +55,18 @@ class StreamEngine(ABC):
     def capacity(self) -> int:
         """How many requests it can run at once; 0 while it is away."""
 
-    @abstractmethod
-    async def check_unload(self) -> None:
+    # Where what runs the model can load and unload it:
+
+    async def check_unload(self) -> None:  # noqa: B027 - not every server of models can
         """Changes nothing. Raises EngineError: what runs the model would refuse to unload it."""
 
-    @abstractmethod
-    async def unload(self) -> None:
+    async def unload(self) -> None:  # noqa: B027
         """Have it unloaded by what runs it, on purpose: nothing here loads it again. No request is under way.
 
         Raises EngineError; then everything is as before.
         """
 
-    @abstractmethod
-    def resume(self) -> None:
+    def resume(self) -> None:  # noqa: B027
         """It is to serve after all, should it have been unloaded or not: look after it as before."""
 
 

@@ -15,6 +15,7 @@ from engines.types import Usage
 from quota.ledger import QuotaDecision, Refusal, Remaining
 from quota.levels import Dimension, Level
 from server.metrics import Metrics
+from server.model_state import Standing
 
 
 def _samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -113,6 +114,7 @@ from pathlib import Path
 from batching.stats import WorkerStats
 from engines.types import Usage
 from server.metrics import Metrics, share_counts
+from server.model_state import Standing
 
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 share_counts(folder, number)
@@ -140,3 +142,12 @@ def test_gateways_that_share_their_counts(tmp_path: Path) -> None:
     assert samples["penstock_requests_running", _of("m", "1")] == 2
     assert samples["penstock_worker_restarts_total", _of("m", "1")] == 1
     assert {path.name.rsplit("_", 1)[1] for path in tmp_path.iterdir()} == {"0.db", "1.db"}
+
+
+def test_how_models_stand() -> None:
+    metrics = Metrics()
+    metrics.watch_models(lambda: [("m", "1", Standing.READY), ("m", "2", Standing.UNLOADED)])
+    samples = _samples(metrics)
+    for state in Standing:
+        assert samples["penstock_model_state", _of("m", "1", state=state)] == (state is Standing.READY)
+        assert samples["penstock_model_state", _of("m", "2", state=state)] == (state is Standing.UNLOADED)
