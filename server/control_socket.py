@@ -75,17 +75,20 @@ class ControlServer:
         self._path = folder / SOCKET
         self._control = LocalControl(registry, drain, self._announce)
         self._gateways: set[_Gateway] = set()
+        self._listening: asyncio.Server | None = None  # held: uvloop ends one that nobody holds
         self._number = 0
         self._changed = asyncio.Condition()
         self._answering: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         await self._control.start()
-        await asyncio.start_unix_server(self._serve, path=self._path)
+        self._listening = await asyncio.start_unix_server(self._serve, path=str(self._path))
         self._path.chmod(0o600)
 
     async def stop(self) -> None:
         await self._control.stop()
+        if self._listening is not None:
+            self._listening.close()
 
     async def _announce(self, until_known: bool) -> None:
         self._number += 1

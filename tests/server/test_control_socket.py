@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import uvloop
 
 from batching.protocol import Action
 from engines.base import EngineError
@@ -50,6 +52,23 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     for client in made.clients:
         await client.stop()
     await made.server.stop()
+
+
+def test_it_listens_until_it_is_stopped(tmp_path: Path) -> None:
+    """On the loop that serves, which ends a server that nobody holds."""
+
+    async def connect_after_a_collection() -> None:
+        cluster = Cluster(tmp_path)
+        await cluster.server.start()
+        gc.collect()
+        client, _ = await cluster.gateway()
+        await client.stop()
+        await cluster.server.stop()
+        with pytest.raises(OSError):  # noqa: PT011 - refused, or nothing there
+            await cluster.gateway()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(connect_after_a_collection())
 
 
 async def test_whoever_is_asked_it_holds_for_all(cluster: Cluster) -> None:
