@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,11 @@ ADMIN_KEY = "tests-admin-key-0123456789"
 START_TIMEOUT = 120.0  # seconds; importing torch on a busy machine takes many
 FAKE_MODEL = '[[models]]\nname = "echo"\nengine = "fake"\noptions = { delay_ms = 2 }\n'
 UNLIMITED = "[quota.plans.default]\naccount = {}\n"
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        os.kill(pid, number)
 
 
 def is_alive(pid: int) -> bool:
@@ -152,13 +158,24 @@ class PenstockProcess(Address):
     def alone(self, gateway: int) -> Iterator[None]:
         """Whoever connects now meets this gateway: the others are held."""
         others = [pid for pid in self.gateway_pids() if pid != gateway]
-        for pid in others:
-            os.kill(pid, signal.SIGSTOP)
+        _signal(others, signal.SIGSTOP)
+        while self._is_database_locked():  # by one that is held: nobody could write
+            _signal(others, signal.SIGCONT)
+            time.sleep(0.01)
+            _signal(others, signal.SIGSTOP)
         try:
             yield
         finally:
-            for pid in others:
-                os.kill(pid, signal.SIGCONT)
+            _signal(others, signal.SIGCONT)
+
+    def _is_database_locked(self) -> bool:
+        for path in (self.folder / "data").glob("*.db"):
+            try:
+                with contextlib.closing(sqlite3.connect(path, timeout=0.1)) as database:
+                    database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+        return False
 
     def on_each(self, ask: Callable[[], float]) -> list[float]:
         """What each gateway answers."""
