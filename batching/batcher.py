@@ -1,4 +1,4 @@
-"""The loop that drives a step engine with the scheduler's decisions: schedule, run, update."""
+"""The loop that drives an engine with its scheduler's decisions: schedule, run, update."""
 
 from __future__ import annotations
 
@@ -7,27 +7,57 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Generic, Protocol, TypeVar
 
-from batching.scheduler import Scheduler
 from batching.stats import WorkerStats
-from engines.base import StepEngine
-from engines.types import GenerationRequest, OutputDelta, StepPlan, StepResult
+from engines.types import EngineInfo, GenerationRequest, OutputDelta
 
 Deliver = Callable[[list[OutputDelta]], None]
+Plan = TypeVar("Plan")
+Result = TypeVar("Result")
+PlanIn = TypeVar("PlanIn", contravariant=True)
+ResultIn = TypeVar("ResultIn", contravariant=True)
 
 
-class Batcher:
+class Engine(Protocol[PlanIn, Result]):
+    """A StepEngine, or a VectorEngine."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def submit(self, plan: PlanIn) -> Future[Result]: ...
+
+
+class Decides(Protocol[Plan, ResultIn]):
+    """`scheduler.Scheduler`, or `text_scheduler.TextScheduler`."""
+
+    stats: WorkerStats
+
+    def add(self, request: GenerationRequest, now: float) -> OutputDelta | None: ...
+
+    def abort(self, request_id: str) -> OutputDelta | None: ...
+
+    def expire(self, now: float) -> list[OutputDelta]: ...
+
+    def schedule(self, now: float) -> Plan | None: ...
+
+    def update(self, plan: Plan, result: ResultIn) -> list[OutputDelta]: ...
+
+    def snapshot(self) -> WorkerStats: ...
+
+
+class Batcher(Generic[Plan, Result]):
     """Runs until its engine fails or it is cancelled. All methods belong to the worker's event loop.
 
     `deliver` gets every delta of a step in one call. Up to `info.steps_in_flight` steps are submitted ahead, so
     that the engine finds the next one planned when it has done with one.
     """
 
-    def __init__(self, engine: StepEngine, scheduler: Scheduler, deliver: Deliver) -> None:
+    def __init__(self, engine: Engine[Plan, Result], scheduler: Decides[Plan, Result], deliver: Deliver) -> None:
         self._engine = engine
         self._scheduler = scheduler
         self._deliver = deliver
-        self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
+        self._in_flight: deque[tuple[Plan, Future[Result]]] = deque()
         self._wake = asyncio.Event()
 
     def add(self, request: GenerationRequest) -> None:

@@ -69,6 +69,7 @@ def _merge(first: OutputDelta, then: OutputDelta) -> None:
     first.finish_reason = then.finish_reason
     first.error = then.error
     first.computed_tokens = then.computed_tokens
+    first.vectors |= then.vectors
 
 
 class WorkerClient:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
 
-from batching.sequence import Sequence
+from engines.types import GenerationRequest
 
 INPUT_WEIGHT = 1
 OUTPUT_WEIGHT = 2
@@ -71,7 +72,17 @@ class DrainRate:
         return count * (now - first[0]) / sum(left for _, left in later)
 
 
-class AdmissionQueue:
+class Queued(Protocol):
+    """What can wait here: sequences, or requests for vectors."""
+
+    sequence_id: int
+    request: GenerationRequest
+
+
+Item = TypeVar("Item", bound=Queued)
+
+
+class AdmissionQueue(Generic[Item]):
     """Sequences that wait for their first step: priority classes, in each the least served account first.
 
     Within an account the order is that of arrival. A sequence expires when it has waited `timeout` seconds, or
@@ -83,8 +94,8 @@ class AdmissionQueue:
         self.timeout = timeout
         self.served = ServedTokens()
         self._drain = DrainRate()
-        self._classes: dict[int, dict[str, deque[Sequence]]] = {}
-        self._waiting: dict[str, Sequence] = {}
+        self._classes: dict[int, dict[str, deque[Item]]] = {}
+        self._waiting: dict[str, Item] = {}
         self._expiries: list[tuple[float, int, str]] = []
 
     def __len__(self) -> int:
@@ -102,7 +113,7 @@ class AdmissionQueue:
             seconds = max(1.0, now - oldest.request.arrival) if oldest else 1.0
         return round(1000 * min(max(seconds, 0.05), 60.0))
 
-    def put(self, sequence: Sequence) -> None:
+    def put(self, sequence: Item) -> None:
         """Add to the end of its account's line. The caller has asked `is_full`."""
         request = sequence.request
         if not self._waiting:
@@ -116,30 +127,30 @@ class AdmissionQueue:
         expiry = min(request.arrival + self.timeout, request.deadline)
         heapq.heappush(self._expiries, (expiry, sequence.sequence_id, request.request_id))
 
-    def peek(self) -> Sequence | None:
+    def peek(self) -> Item | None:
         """Who is next."""
         if not self._waiting:
             return None
         accounts = self._classes[min(self._classes)]
         return accounts[min(accounts, key=self.served.__getitem__)][0]
 
-    def __iter__(self) -> Iterator[Sequence]:
+    def __iter__(self) -> Iterator[Item]:
         """Everybody who waits, in order of arrival."""
         return iter(self._waiting.values())
 
-    def pop(self, sequence: Sequence, now: float) -> None:
+    def pop(self, sequence: Item, now: float) -> None:
         """Take out one that starts: the sequence that `peek` gave, or one that runs together with it."""
         self._remove(sequence)
         self._drain.record(now)
         self.served.start(sequence.request.account)
 
-    def remove(self, request_id: str) -> Sequence | None:
+    def remove(self, request_id: str) -> Item | None:
         """Take out a sequence that was aborted while it waited."""
         if (sequence := self._waiting.get(request_id)) is not None:
             self._remove(sequence)
         return sequence
 
-    def pop_expired(self, now: float) -> list[Sequence]:
+    def pop_expired(self, now: float) -> list[Item]:
         expired = []
         while self._expiries and self._expiries[0][0] <= now:
             request_id = heapq.heappop(self._expiries)[2]
@@ -147,7 +158,7 @@ class AdmissionQueue:
                 expired.append(sequence)
         return expired
 
-    def _remove(self, sequence: Sequence) -> None:
+    def _remove(self, sequence: Item) -> None:
         request = sequence.request
         del self._waiting[request.request_id]
         accounts = self._classes[request.priority]

@@ -34,6 +34,21 @@ def _is_answered(request: GenerationRequest, info: EngineInfo, max_model_len: in
     return not is_known or len(output) >= room
 
 
+def check_texts(request: GenerationRequest, info: EngineInfo) -> RequestError | None:
+    """As `check_request`, for texts to be turned into vectors, which may fill the context."""
+    lengths = [span.num_tokens for span in request.texts]
+    ids = request.prompt_token_ids
+    if not lengths or sum(lengths) != len(ids):
+        message = "This model turns texts into vectors, and does nothing else."
+    elif not 0 < min(lengths) <= max(lengths) <= info.max_model_len:
+        message = f"A text has {max(lengths)} tokens; this model takes 1 to {info.max_model_len}."
+    elif min(ids) < 0 or (info.vocab_size and max(ids) >= info.vocab_size):
+        message = f"A text has a token id outside the vocabulary of {info.vocab_size} tokens."
+    else:
+        return None
+    return RequestError(ErrorCode.INVALID, message)
+
+
 def overloaded(num_waiting: int, retry_after_ms: int) -> RequestError:
     message = f"The model is at capacity: {num_waiting} requests are waiting."
     return RequestError(ErrorCode.OVERLOADED, message, retry_after_ms)

@@ -49,7 +49,7 @@ class Scheduler:
     def __init__(self, info: EngineInfo, config: SchedulerConfig) -> None:
         self.info = info
         self.config = config
-        self.queue = AdmissionQueue(config.max_queue, config.queue_timeout)
+        self.queue: AdmissionQueue[Sequence] = AdmissionQueue(config.max_queue, config.queue_timeout)
         self.pool = BlockPool(info.num_blocks, info.block_size)
         self.stats = WorkerStats(kv_blocks=info.num_blocks)
         self.max_model_len = min(info.max_model_len, info.num_blocks * info.block_size)

@@ -45,7 +45,7 @@ class StreamBatcher:
     """
 
     def __init__(self, engine: StreamEngine, config: SchedulerConfig, restarts: int, deliver: Deliver) -> None:
-        self.queue = AdmissionQueue(config.max_queue, config.queue_timeout)
+        self.queue: AdmissionQueue[Sequence] = AdmissionQueue(config.max_queue, config.queue_timeout)
         self._engine = engine
         of_engine = engine.info.max_padding_waste
         self._max_padding_waste = config.max_padding_waste if of_engine is None else of_engine

@@ -42,8 +42,9 @@ from batching.protocol import (
 from batching.scheduler import Scheduler
 from batching.stats import WorkerStats
 from batching.stream_batcher import StreamBatcher
+from batching.text_scheduler import TextScheduler
 from engines import registry
-from engines.base import EngineError, StreamEngine
+from engines.base import EngineError, StreamEngine, VectorEngine
 from engines.types import GenerationRequest, OutputDelta
 
 STATS_INTERVAL = 0.1  # seconds
@@ -212,6 +213,11 @@ def run(config: WorkerConfig, answer: int) -> None:
     if isinstance(engine, StreamEngine):
         announce(answer, Started(engine.info))
         worker = Worker(partial(StreamBatcher, engine, config.scheduler, config.restarts), remote=engine)
+    elif isinstance(engine, VectorEngine):
+        texts = TextScheduler(engine.info, config.scheduler)
+        texts.stats.restarts = config.restarts
+        announce(answer, Started(engine.info))
+        worker = Worker(partial(Batcher, engine, texts))
     else:
         scheduler = Scheduler(engine.info, config.scheduler)
         scheduler.stats.restarts = config.restarts

@@ -1,4 +1,4 @@
-"""The two protocols that an engine can speak, and the thread that most step engines run in."""
+"""The protocols that an engine can speak, and the thread that most engines run in."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-from engines.types import EngineInfo, GenerationRequest, OutputDelta, StepPlan, StepResult
+from engines.types import EngineInfo, GenerationRequest, OutputDelta, StepPlan, StepResult, TextBatch
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
 
 
 class EngineError(Exception):
@@ -70,21 +73,21 @@ class StreamEngine(ABC):
         """It is to serve after all, should it have been unloaded or not: look after it as before."""
 
 
-class ThreadedStepEngine(ABC):
-    """A StepEngine whose steps run one after another in a thread of their own, off the worker's event loop."""
+class ThreadedEngine(ABC, Generic[Work, Result]):
+    """Its steps run one after another in a thread of their own, off the worker's event loop."""
 
     def __init__(self, info: EngineInfo) -> None:
         self.info = info
-        self._steps: queue.SimpleQueue[tuple[StepPlan, Future[StepResult]] | None] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[tuple[Work, Future[Result]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @abstractmethod
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: Work) -> Result:
         """Run one step. Called in the engine's thread only."""
 
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
-        future: Future[StepResult] = Future()
+    def submit(self, plan: Work) -> Future[Result]:
+        future: Future[Result] = Future()
         self._steps.put((plan, future))
         return future
 
@@ -102,3 +105,14 @@ class ThreadedStepEngine(ABC):
                 future.set_result(self.execute(plan))
             except BaseException as error:  # the loop that awaits the future decides what a failed step means
                 future.set_exception(error)
+
+
+class ThreadedStepEngine(ThreadedEngine[StepPlan, StepResult]):
+    """A StepEngine in a thread of its own."""
+
+
+class VectorEngine(ThreadedEngine[TextBatch, list[bytes]]):
+    """Makes vectors of texts: of each row `info.vectors.dim` float32s, little endian, whoever else is in the batch.
+
+    `info.token_budget` is what a batch may hold, padding included.
+    """

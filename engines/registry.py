@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from engines.base import EngineError, StepEngine, StreamEngine
-from engines.types import EngineConfig
+from engines.base import EngineError, StepEngine, StreamEngine, VectorEngine
+from engines.types import EngineConfig, Task
+from engines.vectors import is_static, task_of
 
 
-def _torch(config: EngineConfig) -> StepEngine:
+def _torch(config: EngineConfig) -> StepEngine | VectorEngine:
+    if is_static(Path(config.path)):
+        from engines.static import StaticEngine
+
+        return StaticEngine(config)
+    if (task := task_of(config)) is not Task.GENERATE:
+        from engines.torch.embedder import TorchVectorEngine
+
+        return TorchVectorEngine(config, task)
     from engines.torch.engine import TorchEngine
 
     return TorchEngine(config)
 
 
-def _onnx(config: EngineConfig) -> StepEngine:
+def _onnx(config: EngineConfig) -> StepEngine | VectorEngine:
     try:
+        if (task := task_of(config)) is not Task.GENERATE:
+            from engines.onnx.embedder import OnnxVectorEngine
+
+            return OnnxVectorEngine(config, task)
         from engines.onnx.engine import OnnxEngine
 
         return OnnxEngine(config)
@@ -23,7 +37,11 @@ def _onnx(config: EngineConfig) -> StepEngine:
         raise EngineError(f'engine: onnx needs {error.name}: install it with pip install "penstock[onnx]"') from error
 
 
-def _fake(config: EngineConfig) -> StepEngine:
+def _fake(config: EngineConfig) -> StepEngine | VectorEngine:
+    if config.task in (Task.EMBED, Task.SCORE):
+        from engines.fake_vectors import FakeVectorEngine
+
+        return FakeVectorEngine(config)
     from engines.fake import FakeEngine
 
     return FakeEngine(config)
@@ -39,7 +57,7 @@ def _triton(config: EngineConfig) -> StreamEngine:
         raise EngineError(message) from error
 
 
-Engine = StepEngine | StreamEngine
+Engine = StepEngine | StreamEngine | VectorEngine
 FACTORIES: dict[str, Callable[[EngineConfig], Engine]] = {
     "torch": _torch,
     "onnx": _onnx,

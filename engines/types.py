@@ -41,6 +41,14 @@ class ErrorCode(StrEnum):
     UNLOADED = "model_unloaded"  # the model is being taken out of service
 
 
+class Task(StrEnum):
+    """What a model is served for."""
+
+    GENERATE = "generate"
+    EMBED = "embed"  # a vector for a text
+    SCORE = "score"  # a number for a pair of texts, read together: a cross-encoder
+
+
 @dataclass(slots=True, frozen=True)
 class RequestError:
     code: ErrorCode
@@ -87,8 +95,18 @@ class SamplingParams:
 
 
 @dataclass(slots=True, frozen=True)
+class TextSpan:
+    """One of the texts that a request wants vectors of: how many of its prompt's tokens, and of these, in a pair of
+    texts, how many come before the second one's."""
+
+    num_tokens: int
+    num_first: int
+
+
+@dataclass(slots=True, frozen=True)
 class GenerationRequest:
-    """One prompt to be continued.
+    """One prompt to be continued, or, with `texts`, texts to be turned into vectors: then the prompt is all of them,
+    one behind another, and max_tokens is 0.
 
     `request_id` is ours, never the client's. `account` is whom the queue is fair to. `cache_salt` separates the
     prefix cache's tenants. `deadline` is the moment after which nobody waits for the answer any more.
@@ -107,6 +125,7 @@ class GenerationRequest:
     cache_salt: bytes = b""
     prompt_text: str = ""  # the same prompt, for engines with `EngineInfo.takes_text`
     output_token_ids: list[int] = field(default_factory=list)
+    texts: list[TextSpan] = field(default_factory=list)
 
     @property
     def known_token_ids(self) -> list[int]:
@@ -127,14 +146,15 @@ class OutputDelta:
     error: RequestError | None = None
     cached_tokens: int = 0  # of the prompt; set on the first delta
     queue_seconds: float = 0.0  # from arrival to the first step; set on the first delta
-    computed_tokens: int = 0  # of the prompt, cached ones included; set on the delta of an abort
+    computed_tokens: int = 0  # of the prompt, cached ones included; set on the delta of an abort, and with `vectors`
     text: str = ""
     num_text_tokens: int = 0  # that `text` stands for, by the engine's own count; 0: it does not say
     prompt_tokens: int = 0  # by the engine's own count; 0: it does not say
+    vectors: dict[int, bytes] = field(default_factory=dict)  # by the index of a text: its float32s, little endian
 
     @property
     def has_output(self) -> bool:
-        return bool(self.token_ids or self.text or self.num_text_tokens)
+        return bool(self.token_ids or self.text or self.num_text_tokens or self.vectors)
 
 
 @dataclass(slots=True)
@@ -166,6 +186,20 @@ class EngineConfig:
     max_num_seqs: int = 64
     options: dict[str, Any] = field(default_factory=dict)  # of this engine kind alone
     load: bool = False  # it may be loaded where another server runs it: somebody wants it served, it is no restart
+    task: str = "auto"  # auto | generate | embed | score; auto: as the model's files say
+    pooling: str = "auto"  # auto | mean | cls | last
+    matryoshka: bool = False  # the first components of a vector are an embedding too, whatever config.json says
+
+
+@dataclass(slots=True, frozen=True)
+class VectorInfo:
+    """What an engine for Task.EMBED or Task.SCORE makes of a text: `dim` numbers."""
+
+    dim: int
+    normalized: bool = True  # of length 1
+    truncates: bool = False  # Matryoshka (arXiv:2205.13147): the first components alone are an embedding too
+    dimensions: list[int] = field(default_factory=list)  # how many of them; empty: any number
+    adds_special_tokens: bool = True  # it wants those that its tokenizer puts around a text
 
 
 @dataclass(slots=True, frozen=True)
@@ -188,6 +222,8 @@ class EngineInfo:
     max_padding_waste: float | None = None  # of such a batch, as a share of its real tokens; None: as ours
     sampling: frozenset[str] | None = None  # the fields of SamplingParams that it can carry out; None: all
     continuation: Continuation = Continuation.NONE  # of `GenerationRequest.output_token_ids`
+    task: Task = Task.GENERATE
+    vectors: VectorInfo | None = None  # of the other tasks
 
 
 @dataclass(slots=True, frozen=True)
@@ -239,3 +275,18 @@ class StepResult:
     """`tokens` has the sampled token of every scheduled sequence with `samples`."""
 
     tokens: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class TextRow:
+    """A text as its model reads it. `num_first`: as in TextSpan."""
+
+    token_ids: list[int]
+    num_first: int
+
+
+@dataclass(slots=True, frozen=True)
+class TextBatch:
+    """Texts of about one length that an engine computes together, padded to the longest."""
+
+    rows: list[TextRow]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.base import EngineError
+from engines.files import read_json
 
 # As optimum, transformers.js and `penstock export-onnx` name them; the hub's repositories keep them under onnx/.
 _GRAPHS = ("model.onnx", "decoder_model_merged.onnx")
@@ -29,19 +29,6 @@ def find_graph(folder: Path, *, int8: bool) -> GraphFile:
             if path.is_file():
                 return GraphFile(path, is_int8)
     raise EngineError(f"{folder}: no model.onnx: export the model first: penstock export-onnx {folder} DIR")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; empty without the file. Raises EngineError."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise EngineError(f"{file}: expected a JSON object")
-    return value
 
 
 class ModelConfig:

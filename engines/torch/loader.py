@@ -30,24 +30,36 @@ class LoadedModel:
 
 def load(path: str, dtype: str, device: torch.device) -> LoadedModel:
     """Raises EngineError. Executes no code of the checkpoint and unpickles nothing."""
-    if dtype not in _DTYPES:
-        raise EngineError(f'dtype: expected one of {", ".join(_DTYPES)}, got "{dtype}"')
     folder = Path(path)
-    config = _load_config(folder)
+    check_dtype(dtype)
+    config = load_config(folder)
     _check_config(config, folder)
     attention.register()
     logging.disable_progress_bar()
-    model = _load_model(folder, config, dtype)
-    if model.dtype == torch.float16 and device.type == "cpu":
-        model = model.float()  # float16 is slow on a CPU, and float32 holds all of it
-    model = model.to(device).eval()
+    model, report = load_weights(
+        AutoModelForCausalLM, folder, config, dtype, attn_implementation=attention.ATTENTION_NAME
+    )
+    check_weights(report, folder)
+    model = placed(model, device)
     head = model.get_output_embeddings()
     if head is None:
         raise EngineError(f"{folder}: {type(model).__name__} has no output embedding")
-    return LoadedModel(model, probe.layer_shapes(model), int(head.weight.shape[0]), _max_positions(config))
+    return LoadedModel(model, probe.layer_shapes(model), int(head.weight.shape[0]), max_positions(config))
 
 
-def _load_config(folder: Path) -> Any:
+def check_dtype(dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise EngineError(f'dtype: expected one of {", ".join(_DTYPES)}, got "{dtype}"')
+
+
+def placed(model: Any, device: torch.device) -> Any:
+    """On its device, ready to compute."""
+    if model.dtype == torch.float16 and device.type == "cpu":
+        model = model.float()  # float16 is slow on a CPU, and float32 holds all of it
+    return model.to(device).eval()
+
+
+def load_config(folder: Path) -> Any:
     file = folder / "config.json"
     if not folder.is_dir():
         raise EngineError(f"path: no folder {folder}")
@@ -62,11 +74,15 @@ def _load_config(folder: Path) -> Any:
         raise EngineError(f"{file}: {_one_line(error)}") from error
 
 
-def _check_config(config: Any, folder: Path) -> None:
+def check_files(config: Any, folder: Path) -> None:
     if not any((folder / name).is_file() for name in _WEIGHT_FILES):
         raise EngineError(f"{folder}: no model.safetensors: only safetensors weights are loaded")
     if getattr(config, "quantization_config", None):
         raise EngineError(f"{folder}: quantization_config is not supported: use unquantized weights")
+
+
+def _check_config(config: Any, folder: Path) -> None:
+    check_files(config, folder)
     model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if config.is_encoder_decoder or model_class is None:
         raise EngineError(f"{folder}: model type {config.model_type} is not a causal language model")
@@ -78,26 +94,26 @@ def _check_config(config: Any, folder: Path) -> None:
         raise EngineError(f"{folder}: {model_class.__name__} does not support logits_to_keep")
 
 
-def _load_model(folder: Path, config: Any, dtype: str) -> Any:
+def load_weights(auto: Any, folder: Path, config: Any, dtype: str, **more: Any) -> tuple[Any, dict[str, Any]]:
+    """The model as `auto`, one of transformers' AutoModel classes, makes it, and the report for `check_weights`."""
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto.from_pretrained(
             folder,
             config=config,
             dtype=_DTYPES[dtype],
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            attn_implementation=attention.ATTENTION_NAME,
-            ignore_mismatched_sizes=True,  # refused below, by name
+            ignore_mismatched_sizes=True,  # refused by check_weights, by name
             output_loading_info=True,
+            **more,
         )
     except Exception as error:
         raise EngineError(f"{folder}: weights can't be loaded: {_one_line(error)}") from error
-    _check_weights(report, folder)
-    return model
+    return model, report
 
 
-def _check_weights(report: dict[str, Any], folder: Path) -> None:
+def check_weights(report: dict[str, Any], folder: Path) -> None:
     if missing := sorted(report["missing_keys"]):
         raise EngineError(f"{folder}: {len(missing)} weights are missing, among them {missing[0]}")
     if mismatched := sorted(report["mismatched_keys"]):
@@ -109,7 +125,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _max_positions(config: Any) -> int:
+def max_positions(config: Any) -> int:
     """The longest context whose positions are right for every sequence of a packed row.
 
     longrope changes the frequencies of the whole row as soon as one sequence is longer than the original context,

@@ -1,0 +1,191 @@
+"""Which texts are turned into vectors together. Pure: no torch, no I/O, the time comes in as `now`.
+
+A request with many texts is worked off over many batches, beside others: the next batch begins with a text of the
+account that was served least, and takes those nearest in length from every request that is under way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate, count
+
+from batching.buckets import count_cells, fill_batch
+from batching.queue import AdmissionQueue
+from batching.refusals import check_texts, overloaded, waited_in_vain
+from batching.scheduler import SchedulerConfig
+from batching.stats import WorkerStats
+from engines.types import (
+    EngineInfo,
+    FinishReason,
+    GenerationRequest,
+    OutputDelta,
+    RequestError,
+    ScheduledSequence,
+    TextBatch,
+    TextRow,
+)
+
+
+@dataclass(slots=True, eq=False)
+class TextRequest:
+    """One request's state. `waiting` has the indices of its texts that are in no batch yet, the longest last."""
+
+    sequence_id: int
+    request: GenerationRequest
+    rows: list[TextRow] = field(init=False)
+    waiting: list[int] = field(init=False)
+    num_missing: int = field(init=False)  # texts whose vectors are not there yet
+    num_scheduled_tokens: int = 0
+    num_computed_tokens: int = 0
+    queue_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        spans, ids = self.request.texts, self.request.prompt_token_ids
+        ends = accumulate(span.num_tokens for span in spans)
+        self.rows = [
+            TextRow(ids[end - span.num_tokens : end], span.num_first) for span, end in zip(spans, ends, strict=True)
+        ]
+        self.waiting = sorted(range(len(spans)), key=lambda index: spans[index].num_tokens)
+        self.num_missing = len(spans)
+
+
+@dataclass(slots=True, frozen=True)
+class _Text:
+    owner: TextRequest
+    index: int
+
+    @property
+    def row(self) -> TextRow:
+        return self.owner.rows[self.index]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.row.token_ids)
+
+
+class TextScheduler:
+    """Owns every request for vectors from `add` to its last delta."""
+
+    def __init__(self, info: EngineInfo, config: SchedulerConfig) -> None:
+        self.info = info
+        self.queue: AdmissionQueue[TextRequest] = AdmissionQueue(config.max_queue, config.queue_timeout)
+        self.stats = WorkerStats()
+        self._max_padding_waste = config.max_padding_waste
+        self._ids = count()
+        self._running: dict[str, TextRequest] = {}  # by request id, in order of admission
+        self._in_flight: deque[list[_Text]] = deque()
+
+    # --- requests in
+
+    def add(self, request: GenerationRequest, now: float) -> OutputDelta | None:
+        """Queue a request; the delta, if any, refuses it."""
+        if (error := self._refusal(request, now)) is not None:
+            return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
+        self.queue.put(TextRequest(next(self._ids), request))
+        return None
+
+    def _refusal(self, request: GenerationRequest, now: float) -> RequestError | None:
+        if (error := check_texts(request, self.info)) is not None:
+            return error
+        if self.queue.is_full:
+            return overloaded(len(self.queue), self.queue.retry_after_ms(now))
+        return None
+
+    def abort(self, request_id: str) -> OutputDelta | None:
+        """End a request, wherever it is; None when it has ended already. What a batch computes is computed."""
+        owner = self.queue.remove(request_id) or self._running.pop(request_id, None)
+        if owner is None:
+            return None
+        return OutputDelta(request_id, finish_reason=FinishReason.ABORT, computed_tokens=owner.num_scheduled_tokens)
+
+    def expire(self, now: float) -> list[OutputDelta]:
+        """End the requests that waited in vain for their first batch."""
+        return [self._expired(owner.request, now) for owner in self.queue.pop_expired(now)]
+
+    def _expired(self, request: GenerationRequest, now: float) -> OutputDelta:
+        error = waited_in_vain(request, now, self.queue.retry_after_ms(now))
+        return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
+
+    # --- one batch
+
+    def schedule(self, now: float) -> TextBatch | None:
+        """The next batch, or None when there is nothing to do."""
+        self._admit(now)
+        candidates = [text for owner in self._running.values() for text in self._next_texts(owner)]
+        if not candidates:
+            return None
+        texts = self._fill(candidates)
+        for text in texts:
+            self._take(text)
+        rows = [ScheduledSequence(text.index, 0, text.num_tokens, False, []) for text in texts]
+        self.stats.observe_step(len(rows), count_cells(rows))
+        self._in_flight.append(texts)
+        return TextBatch([text.row for text in texts])
+
+    def _admit(self, now: float) -> None:
+        while len(self._running) < self.info.max_num_seqs and (owner := self.queue.peek()) is not None:
+            self.queue.pop(owner, now)
+            owner.queue_seconds = now - owner.request.arrival
+            self._running[owner.request.request_id] = owner
+
+    def _next_texts(self, owner: TextRequest) -> Iterator[_Text]:
+        """The longest that wait, no more than a batch can hold: so a request of thousands costs no more to look at."""
+        return (_Text(owner, index) for index in reversed(owner.waiting[-self.info.max_num_seqs :]))
+
+    def _fill(self, candidates: list[_Text]) -> list[_Text]:
+        first = min(range(len(candidates)), key=lambda i: self._urgency(candidates[i]))
+        lengths = [text.num_tokens for text in candidates]
+        chosen = fill_batch(first, lengths, self.info.max_num_seqs, self._max_padding_waste)
+        longest, fitting = 0, 0
+        for size, index in enumerate(chosen, start=1):
+            longest = max(longest, lengths[index])
+            if size > 1 and size * longest > self.info.token_budget:
+                break
+            fitting = size
+        return [candidates[i] for i in chosen[:fitting]]
+
+    def _urgency(self, text: _Text) -> tuple[int, int]:
+        """Of the least served account; among its requests, and those of others served as much, the oldest."""
+        return self.queue.served[text.owner.request.account], text.owner.sequence_id
+
+    def _take(self, text: _Text) -> None:
+        owner, num_tokens = text.owner, text.num_tokens
+        owner.waiting.remove(text.index)
+        owner.num_scheduled_tokens += num_tokens
+        self.queue.served.charge(owner.request.account, input_tokens=num_tokens)
+        self.stats.prefill_tokens += num_tokens
+
+    def update(self, batch: TextBatch, vectors: list[bytes]) -> list[OutputDelta]:
+        """A delta for each request that the oldest batch in flight held texts of, unless it was aborted meanwhile."""
+        deltas: dict[str, OutputDelta] = {}
+        for text, vector in zip(self._in_flight.popleft(), vectors, strict=True):
+            owner, request_id = text.owner, text.owner.request.request_id
+            if self._running.get(request_id) is not owner:
+                continue
+            delta = deltas.setdefault(request_id, OutputDelta(request_id, queue_seconds=owner.queue_seconds))
+            delta.vectors[text.index] = vector
+            owner.num_missing -= 1
+            owner.num_computed_tokens += text.num_tokens
+            delta.computed_tokens = owner.num_computed_tokens
+            if not owner.num_missing:
+                delta.finish_reason = FinishReason.STOP
+                del self._running[request_id]
+        return list(deltas.values())
+
+    # --- what others see
+
+    def snapshot(self) -> WorkerStats:
+        """The live statistics object, its gauges brought up to date."""
+        self.stats.running, self.stats.waiting = len(self._running), len(self.queue)
+        return self.stats
+
+    def check_integrity(self) -> None:
+        self.queue.check_integrity()
+        in_flight = [text for batch in self._in_flight for text in batch]
+        for owner in self._running.values():
+            flying = sum(text.owner is owner for text in in_flight)
+            assert owner.num_missing == len(owner.waiting) + flying > 0
+            lengths = [len(owner.rows[index].token_ids) for index in owner.waiting]
+            assert lengths == sorted(lengths)
