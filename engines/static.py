@@ -37,7 +37,8 @@ class StaticEngine(VectorEngine):
         self._unknown = _unknown_id(folder / "tokenizer.json")
         self._normalizes = bool(settings.get("normalize", False))
         dim = int(self._vectors.shape[1])
-        info = vector_info(config, dim, normalized=self._normalizes, truncates=bool(settings.get("apply_pca")))
+        by_pca = bool(settings.get("apply_pca"))  # whose components come in the order of their weight
+        info = vector_info(config, dim, normalized=self._normalizes, truncates=by_pca, adds_special_tokens=False)
         super().__init__(
             EngineInfo(
                 max_model_len=config.max_model_len or int(settings.get("seq_length") or 1_000_000),

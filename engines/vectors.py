@@ -30,9 +30,14 @@ class Pooling(StrEnum):
 def task_of(config: EngineConfig) -> Task:
     """What the configuration says, else the files: a sentence-transformers folder embeds, and so does a model without
     a head for language. Raises EngineError."""
-    if config.task != "auto":
-        return Task(config.task)
-    folder = Path(config.path)
+    task = _task(Path(config.path)) if config.task == "auto" else Task(config.task)
+    for key, is_set in (("pooling", config.pooling != "auto"), ("matryoshka", config.matryoshka)):
+        if is_set and task is not Task.EMBED:
+            raise EngineError(f'{key}: means nothing to a model that does not embed; set task = "embed"')
+    return task
+
+
+def _task(folder: Path) -> Task:
     if (folder / "modules.json").is_file() or is_static(folder):
         return Task.EMBED
     names = read_json(folder / "config.json").get("architectures") or [""]
@@ -84,13 +89,17 @@ def _normalizes(folder: Path) -> bool:
     return "Normalize" in kinds
 
 
-def vector_info(config: EngineConfig, dim: int, *, normalized: bool, truncates: bool = False) -> VectorInfo:
+def vector_info(
+    config: EngineConfig, dim: int, *, normalized: bool, truncates: bool = False, adds_special_tokens: bool = True
+) -> VectorInfo:
     """With what config.json says of Matryoshka, under the names that vLLM knows."""
     whole = read_json(Path(config.path) / "config.json")
     listed = whole.get("matryoshka_dimensions")
     sizes = sorted(size for size in listed if isinstance(size, int)) if isinstance(listed, list) else []
     allowed = truncates or config.matryoshka or bool(whole.get("is_matryoshka") or sizes)
-    return VectorInfo(dim, normalized=normalized, truncates=allowed, dimensions=sizes)
+    return VectorInfo(
+        dim, normalized=normalized, truncates=allowed, dimensions=sizes, adds_special_tokens=adds_special_tokens
+    )
 
 
 def activation(folder: Path) -> str:

@@ -80,6 +80,7 @@ FEATURES = frozenset(
         "chat",
         "completions",
         "embeddings",
+        "rerank",
         "responses",
         "websocket",
         "stream",

@@ -18,13 +18,28 @@ from server.access import authenticate_route
 from server.errors import APIError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
 from server.refusals import log_refusal
 from server.request_id import RequestIdMiddleware
-from server.routes import admin, admin_models, admin_plans, chat, completions, health, models, usage
+from server.routes import (
+    admin,
+    admin_models,
+    admin_plans,
+    chat,
+    completions,
+    embeddings,
+    health,
+    models,
+    moderations,
+    tokenize,
+    usage,
+)
 from server.services import Services
 from server.websocket import refuse
 
 ROUTERS = (
     chat.router,
     completions.router,
+    embeddings.router,
+    moderations.router,
+    tokenize.router,
     models.router,
     usage.router,
     health.router,

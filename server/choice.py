@@ -12,7 +12,7 @@ from server.text.stream import TextPiece, TextStream
 
 @dataclass(slots=True, frozen=True)
 class Piece:
-    """What became known of one choice: text to send, and how it ended if it did.
+    """What became known of one choice: text to send, or vectors by the index of a text, and how it ended if it did.
 
     `is_anew`: it begins again, and what came of it before is void. Only of whole answers, whose clients saw none of it.
     """
@@ -21,6 +21,7 @@ class Piece:
     text: str
     finish_reason: FinishReason | None = None
     is_anew: bool = False
+    vectors: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -57,11 +58,11 @@ class Choice:
             last = self.stream.finish()
             piece = TextPiece(piece.text + last.text, last.stopped)
         self.finish_reason = FinishReason.STOP if piece.stopped else reason
-        return Piece(self.index, piece.text, self.finish_reason)
+        return Piece(self.index, piece.text, self.finish_reason, vectors=delta.vectors)
 
     def _end_without_engine(self) -> FinishReason | None:
         """An engine may give its last token before it says that it was the last."""
-        is_full = len(self.token_ids) >= self.prompt.sampling.max_tokens
+        is_full = bool(self.token_ids) and len(self.token_ids) >= self.prompt.sampling.max_tokens
         return FinishReason.LENGTH if is_full else None
 
     def begin_again(self) -> None:
@@ -77,6 +78,8 @@ class Choice:
             self.num_cached = delta.cached_tokens
             self.queue_seconds = self.submitted_after + delta.queue_seconds
             self.num_prompt = self.num_computed = delta.prompt_tokens or len(self.prompt.token_ids)
+        if delta.vectors:  # of some of the texts
+            self.num_prompt = self.num_computed = delta.computed_tokens
         self.num_output += self._num_tokens(delta)
         self.token_ids.extend(delta.token_ids)
         # To an engine that goes on with an answer, the tokens before are part of the prompt.

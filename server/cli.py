@@ -47,6 +47,7 @@ def serve(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hugging Face id of the tokenizer, for every model.")
     ] = None,
+    task: Annotated[str | None, typer.Option(help="auto | generate | embed | score, for every model.")] = None,
     gateways: Annotated[int | None, typer.Option(help="Gateway processes; more than 1 needs Redis.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the database is.")] = None,
     show_key: Annotated[
@@ -63,6 +64,7 @@ def serve(
         "quantize": quantize,
         "triton_url": triton_url,
         "tokenizer": tokenizer,
+        "task": task,
         "gateways": gateways,
         "data_dir": data_dir,
     }

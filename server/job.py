@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from engines.types import SamplingParams
+from engines.types import SamplingParams, TextSpan
 from quota.levels import Layer
 from server.auth import Principal
 from server.registry import Deployment
@@ -34,6 +34,7 @@ class PreparedPrompt:
     new_stream: Callable[[], TextStream]
     count_tokens: Callable[[str], int]  # of an answer whose engine gives text and no count
     text: str = ""  # the same prompt, for engines that take text
+    texts: list[TextSpan] = field(default_factory=list)  # of which vectors are wanted: the prompt is all of them
 
 
 @dataclass(slots=True, frozen=True)

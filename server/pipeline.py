@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from engines.types import Usage
+from engines.types import Task, Usage
 from server import logs
 from server.errors import InvalidRequest, Overloaded
 from server.generation import Generation, Resources
@@ -18,14 +18,15 @@ from server.job import Caller, Job, PreparedPrompt
 from server.metrics import Metrics
 from server.off_loop import off_loop_if
 from server.registry import Deployment
-from server.routing import Router
+from server.routing import Router, serving
 from server.store.records import UsageRecord
 from server.text.content_filter import ContentFilter
 from server.text.prompt import client_strings, strings_in
 from server.text.stream import TextStream
 from server.wire.chat import ChatCompletionRequest
 from server.wire.common import ResponseHead, new_id
-from server.wire.completions import CompletionRequest, check_token_prompt
+from server.wire.completions import CompletionRequest
+from server.wire.prompts import check_token_prompt
 from server.wire.sampling import GenerationFields, resolve
 
 DRAIN_RETRY_MS = 1000  # by then a load balancer has seen /readyz
@@ -50,7 +51,7 @@ class Pipeline:
 
     async def chat(self, caller: Caller, body: ChatCompletionRequest) -> Generation:
         """Raises APIError when something is wrong with the request; nothing is held yet."""
-        deployment = self.router.resolve(body.model, caller.principal)
+        deployment = serving(self.router.resolve(body.model, caller.principal), Task.GENERATE)
         messages = [message.for_template() for message in body.messages]
         size = sum(map(len, strings_in(messages)))
         prompt = await off_loop_if(size > LONG_TEXT, lambda: self._encode_chat(messages, deployment))
@@ -59,7 +60,7 @@ class Pipeline:
 
     async def completion(self, caller: Caller, body: CompletionRequest) -> Generation:
         """The same for legacy completions: one choice a prompt."""
-        deployment = self.router.resolve(body.model, caller.principal)
+        deployment = serving(self.router.resolve(body.model, caller.principal), Task.GENERATE)
         size = sum(map(len, body.prompt))
         encoded = await off_loop_if(size > LONG_TEXT, lambda: [self._encode(p, deployment) for p in body.prompt])
         prepared = [self._prepare(body, deployment, prompt) for prompt in encoded]

@@ -16,7 +16,7 @@ from batching.protocol import WorkerConfig
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
 from engines.base import EngineError
-from engines.types import Continuation, EngineConfig, EngineInfo
+from engines.types import Continuation, EngineConfig, EngineInfo, Task, VectorInfo
 from server import model_files
 from server.model_state import ModelState, Phase, Standing, starting, unloaded
 from server.settings import ModelSettings, Settings
@@ -73,6 +73,8 @@ class Deployment:
     engine: str = ""  # its kind
     takes_text: bool = False  # its engine wants prompts as text
     continuation: Continuation = Continuation.NONE  # what each of its replicas can do with another one's answer
+    task: Task = Task.GENERATE
+    vectors: VectorInfo | None = None  # of the other tasks
     created: int = field(default_factory=lambda: int(time.time()))
     state: ModelState = field(default_factory=ModelState)
 
@@ -165,6 +167,9 @@ class Registry:
                 max_model_len=model.max_model_len,
                 max_num_seqs=model.max_num_seqs,
                 options=model.options,
+                task=model.task,
+                pooling=model.pooling,
+                matryoshka=model.matryoshka,
                 name=name,
                 url=model.url[index % len(model.url)] if model.url else "",
                 remote_model=model.triton_model or model.name,
@@ -199,6 +204,8 @@ def _deployment(
         engine=model.engine,
         takes_text=info.takes_text,
         continuation=info.continuation,
+        task=info.task,
+        vectors=info.vectors,
     )
 
 

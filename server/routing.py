@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engines.types import Task
 from server.auth import Principal
-from server.errors import ModelNotFound, Overloaded
+from server.errors import InvalidRequest, ModelNotFound, Overloaded
 from server.model_state import STARTING_RETRY_MS, starting
 from server.registry import Deployment, Registry, Replica
 from server.settings import RoutingSettings
@@ -51,6 +52,19 @@ class Router:
                 yield name, self.resolve(name, principal)
             except ModelNotFound:
                 continue
+
+
+def serving(deployment: Deployment, *tasks: Task) -> Deployment:
+    """The deployment, if it is served for one of these. Raises InvalidRequest."""
+    if deployment.task in tasks:
+        return deployment
+    what = {
+        Task.GENERATE: "generates text and has no embeddings or scores",
+        Task.EMBED: "turns texts into vectors and does not generate or classify",
+        Task.SCORE: "scores pairs of texts and does nothing else",
+    }
+    message = f"The model {deployment.id} {what[deployment.task]}: it can't be used with this endpoint."
+    raise InvalidRequest(message, param="model", code="unsupported_model")
 
 
 def pick(deployment: Deployment) -> Replica:

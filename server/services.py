@@ -30,6 +30,7 @@ from server.store.credentials import GeneratedKeys, ensure_presets, load_pepper
 from server.store.records import UsageRecord
 from server.store.usage_writer import UsageWriter
 from server.text.content_filter import ContentFilter
+from server.vectors import VectorPipeline
 
 LAST_WORDS = 3.0  # seconds, after the drain time, in which cut answers can still send their error
 
@@ -48,6 +49,8 @@ class Services:
     registry: Registry
     router: Router
     pipeline: Pipeline
+    vectors: VectorPipeline
+    content_filter: ContentFilter
     leases: LeaseKeeper
     metrics: Metrics
     control: ModelControl
@@ -169,7 +172,7 @@ def _assemble(
         salt_key=hmac.digest(records.pepper, b"prefix cache", hashlib.sha256),
         is_draining=lambda: services.draining,
     )
-    content_filter = ContentFilter(settings.filter.block_input, settings.filter.mask_output)
+    content_filter = ContentFilter(settings.filter.block_input, settings.filter.mask_output, settings.filter.categories)
     services = Services(
         settings=settings,
         store=records.store,
@@ -181,6 +184,8 @@ def _assemble(
         registry=registry,
         router=router,
         pipeline=Pipeline(router, content_filter, resources),
+        vectors=VectorPipeline(router, content_filter, resources),
+        content_filter=content_filter,
         leases=leases,
         metrics=metrics,
         control=control,

@@ -7,7 +7,7 @@ with one line: where it stands, the key, what was expected. An empty environment
     PENSTOCK_HOST PENSTOCK_PORT PENSTOCK_GATEWAYS PENSTOCK_DATABASE_URL PENSTOCK_REDIS_URL PENSTOCK_TLS_CERT
     PENSTOCK_TLS_KEY PENSTOCK_CORS_ORIGINS (separated by commas) PENSTOCK_DATA_DIR PENSTOCK_LOG_LEVEL
                           the keys of [server]
-    PENSTOCK_ENGINE PENSTOCK_DTYPE PENSTOCK_QUANTIZE PENSTOCK_TRITON_URL (`url`) PENSTOCK_TOKENIZER
+    PENSTOCK_ENGINE PENSTOCK_DTYPE PENSTOCK_QUANTIZE PENSTOCK_TRITON_URL (`url`) PENSTOCK_TOKENIZER PENSTOCK_TASK
                           these keys of every model
     PENSTOCK_ADMIN_KEY PENSTOCK_API_KEY PENSTOCK_KEY_PEPPER
                           secrets, which no file holds: any 16 to 512 characters, as `server.keys.may_be_key` says
@@ -45,6 +45,7 @@ from server.settings_layers import (
 from server.settings_models import BUNDLED_FOLDER as BUNDLED_FOLDER
 from server.settings_models import HUB_ID, MODEL_FLAGS, lay_models
 from server.settings_types import (
+    Category,
     DatabaseURL,
     DataDir,
     HostPorts,
@@ -100,6 +101,9 @@ class ModelSettings(_Section):
     triton_model: str = ""  # "": the name
     triton_version: TritonVersion = ""  # "": Triton's policy
     tokenizer: str = ""
+    task: Literal["auto", "generate", "embed", "score"] = "auto"  # auto: as the model's files say
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"  # of token vectors; auto: as the files say, else the mean
+    matryoshka: bool = False  # requests may ask for fewer dimensions, whatever the files say
     options: dict[str, Any] = Field(default_factory=dict)  # of this engine kind alone
 
     @property
@@ -128,8 +132,8 @@ _TRITON_KEYS = ("url", "triton_model", "triton_version")
 _MEANINGLESS = {
     "torch": _TRITON_KEYS,
     "onnx": _TRITON_KEYS,
-    "triton": ("dtype", "quantize"),
-    "fake": (*_TRITON_KEYS, "path", "tokenizer", "dtype", "quantize"),
+    "triton": ("dtype", "quantize", "task", "pooling", "matryoshka"),
+    "fake": (*_TRITON_KEYS, "path", "tokenizer", "dtype", "quantize", "pooling"),
 }
 
 
@@ -141,6 +145,7 @@ class RoutingSettings(_Section):
 class FilterSettings(_Section):
     block_input: Texts = ()
     mask_output: Texts = ()
+    categories: dict[Category, Texts] = Field(default_factory=dict)  # of /v1/moderations alone
 
 
 class TimeoutSettings(_Section):

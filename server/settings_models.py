@@ -19,6 +19,7 @@ MODEL_FLAGS = {
     "quantize": "quantize",
     "triton_url": "url",
     "tokenizer": "tokenizer",
+    "task": "task",
 }
 HUB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"  # of Hugging Face: org/name, or gpt2
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from server.settings_layers import shown, value_error
+from server.text.content_filter import CATEGORIES
 
 HOST_PORT = r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}"
 
@@ -26,6 +27,15 @@ def _made_of(characters: str, words: str) -> AfterValidator:
     def check(text: str) -> str:
         if not re.fullmatch(f"[{characters}]+", text):
             raise value_error(f"expected {words}, got {shown(text)}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _one_of(names: tuple[str, ...]) -> AfterValidator:
+    def check(text: str) -> str:
+        if text not in names:
+            raise value_error(f"expected one of {', '.join(names)}, got {shown(text)}")
         return text
 
     return AfterValidator(check)
@@ -72,3 +82,4 @@ HostPorts = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_spl
 TritonVersion = Annotated[str, _empty_or("[0-9]+", 'one of Triton\'s own, an integer such as "1"')]
 DataDir = Annotated[Path, Field(strict=False), AfterValidator(_expanded)]
 RedisURL = Annotated[str, _starts_with("redis://", "rediss://", "unix://")]
+Category = Annotated[str, _one_of(CATEGORIES)]

@@ -75,7 +75,7 @@ class WholeAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with ClientWatch(receive):
             async with self._generation as generation:
-                answers = await _with_headers(generation, generation.collect())
+                answers = await with_headers(generation, generation.collect())
             body = self._render(generation.job.head, answers, generation.usage)
             headers = {"content-type": "application/json"} | generation.headers
             await Response(body, headers=headers)(scope, receive, send)
@@ -102,7 +102,7 @@ class EventStream(Response):
 
     async def _answer(self, send: Send) -> None:
         async with self._generation as generation:
-            first = await _with_headers(generation, generation.next(self._keep_alive))
+            first = await with_headers(generation, generation.next(self._keep_alive))
             await self._start(send)
             await self._stream(send, first)
 
@@ -149,7 +149,7 @@ async def in_time(seconds: float, sending: Awaitable[None]) -> None:
         raise SlowReader("The client does not read its answer.") from None
 
 
-async def _with_headers(generation: Generation, answer: Awaitable[T]) -> T:
+async def with_headers(generation: Generation, answer: Awaitable[T]) -> T:
     """An error before the first byte carries the quota headers too."""
     try:
         return await answer

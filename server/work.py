@@ -117,6 +117,7 @@ class Work:
             account=caller.principal.account_id,
             prompt_token_ids=prompt.token_ids,
             prompt_text=prompt.text,
+            texts=prompt.texts,
             sampling=prompt.sampling,
             arrival=arrival,
             deadline=self._terms.deadline,

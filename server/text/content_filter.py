@@ -8,11 +8,27 @@ character whose folded form lies only partly in a match belongs to the match.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from server.text.literals import trie_pattern
 
 MASK = "***"
+BLOCKLIST = "blocklist"  # the category of `block_input`, which OpenAI has not
+CATEGORIES = (  # OpenAI's
+    "harassment",
+    "harassment/threatening",
+    "hate",
+    "hate/threatening",
+    "illicit",
+    "illicit/violent",
+    "self-harm",
+    "self-harm/intent",
+    "self-harm/instructions",
+    "sexual",
+    "sexual/minors",
+    "violence",
+    "violence/graphic",
+)
 
 
 class _Terms:
@@ -30,9 +46,27 @@ class _Terms:
 class ContentFilter:
     """The `[filter]` part of a configuration. Immutable; serves all requests."""
 
-    def __init__(self, block_input: Sequence[str] = (), mask_output: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        block_input: Sequence[str] = (),
+        mask_output: Sequence[str] = (),
+        categories: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """`categories`: terms by OpenAI's name of a category; they are told of, and refuse nothing."""
         self._block = _Terms(block_input) if any(block_input) else None
         self._mask = _Terms(mask_output) if any(mask_output) else None
+        self._categories = {name: _Terms(terms) for name, terms in (categories or {}).items() if any(terms)}
+
+    @property
+    def can_moderate(self) -> bool:
+        """Whether there is anything to judge a text by."""
+        return self._block is not None or bool(self._categories)
+
+    def moderate(self, text: str) -> frozenset[str]:
+        """The categories that a text belongs to, BLOCKLIST among them."""
+        folded = text.casefold()
+        found = {name for name, terms in self._categories.items() if terms.search(folded)}
+        return frozenset(found | ({BLOCKLIST} if self._block is not None and self._block.search(folded) else set()))
 
     def check(self, text: str) -> str | None:
         """The first blocked term in a text, as the operator wrote it."""

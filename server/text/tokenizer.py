@@ -11,6 +11,7 @@ from typing import Protocol
 from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
 
+from engines.types import TextRow
 from server.text.detokenizer import IncrementalDetokenizer
 from server.text.literals import trie_pattern
 from server.text.token_bytes import TokenBytesTable, UnsupportedDecoderError
@@ -41,6 +42,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Ids of a text. A special token's string in it becomes that token."""
 
+    def encode_pair(self, first: str, second: str) -> TextRow:
+        """Two texts as one, as a cross-encoder reads them, with the tokenizer's special tokens."""
+
     def encode_inert(self, text: str) -> list[int]:
         """As `encode(text, False)`, but what `make_inert` marked is plain text. The marks leave no trace."""
 
@@ -49,6 +53,12 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that stand alone, special tokens left out."""
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """The same with special tokens, as their strings."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary writes it; empty for an id that doesn't exist."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to a text; empty for a special token and for an id that doesn't exist."""
@@ -86,6 +96,12 @@ class HFTokenizer:
             return [self.bos_token_id, *ids]
         return ids[1:] if has_bos and not self._add_bos else ids
 
+    def encode_pair(self, first: str, second: str) -> TextRow:
+        pair = (_whole(first), _whole(second))
+        encoding = self._backend.encode_batch([pair], add_special_tokens=True)[0]
+        types = encoding.type_ids
+        return TextRow(encoding.ids, types.index(1) if 1 in types else len(types))
+
     def encode_inert(self, text: str) -> list[int]:
         return self._inert.encode(text)
 
@@ -95,6 +111,12 @@ class HFTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         detokenizer = self.detokenizer()
         return detokenizer.add(ids) + detokenizer.finish()
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._backend.id_to_token(token_id) or "" for token_id in ids]
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._table.token(token_id)
@@ -139,10 +161,13 @@ class _InertEncoder:
 
 def _encode(backend: Backend, text: str, add_special_tokens: bool) -> list[int]:
     """Releases the GIL, which the library's `encode` holds throughout: a long prompt would stop the event loop."""
-    if not text.isascii():
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # a lone surrogate is no text
-    ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+    ids: list[int] = backend.encode_batch_fast([_whole(text)], add_special_tokens=add_special_tokens)[0].ids
     return ids
+
+
+def _whole(text: str) -> str:
+    """Without lone surrogates, which are no text."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _exactly(token: AddedToken) -> AddedToken:
@@ -168,6 +193,10 @@ class ByteTokenizer:
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return list(text.encode(errors="replace"))
 
+    def encode_pair(self, first: str, second: str) -> TextRow:
+        one = self.encode(first, True)
+        return TextRow(one + self.encode(second, True), len(one))
+
     def encode_inert(self, text: str) -> list[int]:
         return self.encode(text, False)
 
@@ -176,6 +205,12 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        return self.decode(ids)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.token_bytes(token_id).decode("latin-1") for token_id in ids]
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if 0 <= token_id < 256 else b""

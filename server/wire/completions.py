@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 from pydantic import AfterValidator, PlainValidator
-from pydantic_core import PydanticCustomError
 
 from engines.types import FinishReason, Usage
-from server.errors import InvalidRequest
 from server.wire.common import (
-    MAX_INT,
     MAX_PROMPTS,
     Answer,
     ChunkEncoder,
@@ -20,55 +17,21 @@ from server.wire.common import (
     at_least,
     whole,
 )
+from server.wire.prompts import Prompt, prompts
 from server.wire.sampling import GenerationFields
 
 KIND = "text_completion"
-
-Prompt = str | list[int]
-
-
-def _prompts(value: Any) -> list[Prompt]:
-    """All four forms of `prompt` as a list of prompts, each a string or a list of token ids."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        raise _bad_prompt()
-    if not value:
-        raise PydanticCustomError("empty_prompt", "Expected at least one prompt")
-    prompts = [value] if _is_tokens(value) else value
-    if len(prompts) > MAX_PROMPTS:
-        raise PydanticCustomError("too_many_prompts", "Expected at most {most} prompts", {"most": MAX_PROMPTS})
-    if all(isinstance(prompt, str) for prompt in prompts) or all(map(_is_tokens, prompts)):
-        return prompts
-    raise _bad_prompt()
-
-
-def _is_tokens(value: Any) -> bool:
-    """Whether `value` is a list of token ids. True and false are no integers here."""
-    return isinstance(value, list) and set(map(type, value)) == {int} and 0 <= min(value) <= max(value) <= MAX_INT
-
-
-def _bad_prompt() -> PydanticCustomError:
-    forms = "a string, a list of strings, a list of token ids or a list of lists of token ids, none of them empty"
-    return PydanticCustomError("prompt_type", "Expected {forms}", {"forms": forms})
 
 
 class CompletionRequest(GenerationFields):
     PROMPT_PARAM: ClassVar[str] = "prompt"
     PROMPT_NOUN: ClassVar[str] = "prompt"
 
-    prompt: Annotated[list[Prompt], PlainValidator(_prompts)]
+    prompt: Annotated[list[Prompt], PlainValidator(prompts(MAX_PROMPTS))]
     best_of: Annotated[int, AfterValidator(at_least(1))] | None = None
     echo: bool | None = None
     logprobs: int | None = None
     suffix: str | None = None
-
-
-def check_token_prompt(tokens: Sequence[int], vocab_size: int) -> None:
-    """Raise InvalidRequest for a token id that the model does not have."""
-    if max(tokens) >= vocab_size:
-        message = f"Token id {max(tokens)} is outside this model's vocabulary of {vocab_size} tokens."
-        raise InvalidRequest(message, param="prompt")
 
 
 class Choice(msgspec.Struct, frozen=True):

@@ -27,6 +27,7 @@ from server.wire.common import (
     within,
 )
 
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Penalty = Annotated[float, AfterValidator(within(-2, 2))]
 Fraction = Annotated[float, AfterValidator(within(0, 1))]
 TokenId = Annotated[int, AfterValidator(at_least(0))]
@@ -47,7 +48,7 @@ class GenerationFields(RequestModel):
     PROMPT_PARAM: ClassVar[str]  # the field that a too long prompt is blamed on
     PROMPT_NOUN: ClassVar[str]
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    model: ModelName
     max_tokens: TokenCount | None = None
     min_tokens: Annotated[int, AfterValidator(at_least(0))] | None = None
     ignore_eos: bool | None = None

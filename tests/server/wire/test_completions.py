@@ -16,9 +16,10 @@ from engines.types import FinishReason, Usage
 from server.errors import APIError, InvalidRequest, UnsupportedParameter
 from server.wire.body import parse_json
 from server.wire.common import Answer, ResponseHead, encode
-from server.wire.completions import CompletionChunkEncoder, CompletionRequest, check_token_prompt, completion
+from server.wire.completions import CompletionChunkEncoder, CompletionRequest, completion
 from server.wire.models import Model as WireModel
 from server.wire.models import model_list
+from server.wire.prompts import check_token_prompt
 
 HEAD = ResponseHead("cmpl-1", 1_700_000_000, "m@1", "fp_1")
 EXTRA_BODY = {
