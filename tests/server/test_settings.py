@@ -279,7 +279,7 @@ def test_the_example_s_other_engines_are_valid_too(tmp_path: Path) -> None:
         line.removeprefix("# ") for line in tables.splitlines() if re.match("# ([a-z_]+ =|\\[\\[)", line)
     )
     assert [m.engine for m in load_text(re.sub('"path/(or|to)/', '"a/', models), tmp_path).models] == [
-        "torch", "onnx", "triton", "fake",
+        "torch", "torch", "onnx", "triton", "fake",
     ]  # fmt: skip
 
 

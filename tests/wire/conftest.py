@@ -15,6 +15,7 @@ from tests.penstock_process import ADMIN_KEY, PenstockProcess
 
 ORIGIN = "https://app.example"
 BLOCKED = "forbidden-term"
+HATED = "hated-term"
 CONFIG = f"""
 [server]
 cors_origins = ["{ORIGIN}"]
@@ -34,6 +35,18 @@ max_model_len = 4096
 name = "slow/model"
 engine = "fake"
 options = {{ delay_ms = 200 }}
+
+[[models]]
+name = "vectors"
+engine = "fake"
+task = "embed"
+matryoshka = true
+max_model_len = 2048
+
+[[models]]
+name = "pairs"
+engine = "fake"
+task = "score"
 
 [routing]
 aliases = {{ "gpt-4" = "echo", "pinned" = "echo@2" }}
@@ -60,6 +73,7 @@ account = {{ concurrent = 1 }}
 
 [filter]
 block_input = ["{BLOCKED}"]
+categories = {{ "hate" = ["{HATED}"], "self-harm/intent" = ["{HATED}", "other"] }}
 
 [timeouts]
 keep_alive = 0.05
