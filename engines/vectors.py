@@ -15,7 +15,8 @@ from engines.files import read_json
 from engines.types import EngineConfig, Task, VectorInfo
 
 Vectors = NDArray[np.float32]
-MAX_BATCH_TOKENS = 4096  # with padding
+CPU_BATCH_TOKENS = 1024  # with padding: the matrix products of a CPU gain nothing from more
+GPU_BATCH_TOKENS = 8192
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -40,10 +41,11 @@ def task_of(config: EngineConfig) -> Task:
 def _task(folder: Path) -> Task:
     if (folder / "modules.json").is_file() or is_static(folder):
         return Task.EMBED
-    names = read_json(folder / "config.json").get("architectures") or [""]
-    if str(names[0]).endswith("ForSequenceClassification"):
+    name = str((read_json(folder / "config.json").get("architectures") or [""])[0])
+    if name.endswith("ForSequenceClassification"):
         return Task.SCORE
-    return Task.EMBED if str(names[0]).endswith(("Model", "ForMaskedLM")) else Task.GENERATE
+    has_no_head = name.endswith(("Model", "ForMaskedLM")) and "LMHead" not in name  # GPT2LMHeadModel generates
+    return Task.EMBED if has_no_head else Task.GENERATE
 
 
 def is_static(folder: Path) -> bool:
@@ -64,6 +66,9 @@ class SentenceFiles:
         """`pooling` is the configuration's: anything but "auto" wins. Raises EngineError for what we can't do."""
         found = _pooling(folder) if pooling == "auto" else Pooling("lasttoken" if pooling == "last" else pooling)
         limit = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+        file = folder / "config_sentence_transformers.json"
+        if read_json(file).get("default_prompt_name"):
+            raise EngineError(f"{file}: default_prompt_name is not supported: clients have to send the prompt")
         return cls(found, _normalizes(folder), limit if isinstance(limit, int) else 0)
 
 

@@ -18,7 +18,7 @@ from engines.onnx.session import VERSION, Array, Session
 from engines.options import read_positive_integers
 from engines.types import EngineConfig, EngineInfo, Task, TextBatch
 from engines.vectors import (
-    MAX_BATCH_TOKENS,
+    CPU_BATCH_TOKENS,
     SentenceFiles,
     Vectors,
     activated,
@@ -41,7 +41,7 @@ class OnnxVectorOptions:
     """`options` of a model for vectors with engine = "onnx". 0 lets the engine choose."""
 
     threads: int = 0  # default: all cores
-    token_budget: int = 0  # tokens a batch, padding included; default 4096
+    token_budget: int = 0  # tokens a batch, padding included; default 1024
 
 
 class OnnxVectorEngine(VectorEngine):
@@ -66,7 +66,7 @@ class OnnxVectorEngine(VectorEngine):
                 max_model_len=_max_len(config, self._files, folder),
                 max_num_seqs=config.max_num_seqs,
                 vocab_size=ModelConfig(folder).vocab_size,
-                token_budget=options.token_budget or MAX_BATCH_TOKENS,
+                token_budget=options.token_budget or CPU_BATCH_TOKENS,
                 description=f"onnxruntime {VERSION} {graph.path.name} {self._output}, {config.quantize}",
                 task=task,
                 vectors=vector_info(config, dim, normalized=self._normalizes),

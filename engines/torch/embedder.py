@@ -18,7 +18,8 @@ from engines.options import read_positive_integers
 from engines.torch import loader
 from engines.types import EngineConfig, EngineInfo, Task, TextBatch
 from engines.vectors import (
-    MAX_BATCH_TOKENS,
+    CPU_BATCH_TOKENS,
+    GPU_BATCH_TOKENS,
     Pooling,
     SentenceFiles,
     activated,
@@ -36,7 +37,7 @@ class TorchVectorOptions:
     """`options` of a model for vectors with engine = "torch". 0 lets the engine choose."""
 
     threads: int = 0  # of the CPU's matrix products; default: all cores
-    token_budget: int = 0  # tokens a batch, padding included; default 4096
+    token_budget: int = 0  # tokens a batch, padding included; default 1024 on CPU, 8192 on a GPU
 
 
 class TorchVectorEngine(VectorEngine):
@@ -59,12 +60,15 @@ class TorchVectorEngine(VectorEngine):
                 max_model_len=_max_len(config, self._files, self._model),
                 max_num_seqs=config.max_num_seqs,
                 vocab_size=int(self._model.get_input_embeddings().weight.shape[0]),
-                token_budget=options.token_budget or MAX_BATCH_TOKENS,
+                token_budget=options.token_budget or self._default_budget(),
                 description=self._describe(task),
                 task=task,
                 vectors=vector_info(config, dim, normalized=self._normalizes),
             )
         )
+
+    def _default_budget(self) -> int:
+        return CPU_BATCH_TOKENS if self._model.device.type == "cpu" else GPU_BATCH_TOKENS
 
     def _describe(self, task: Task) -> str:
         how = f"{self._files.pooling} pooling" if task is Task.EMBED else self._activation

@@ -19,6 +19,7 @@ from server import settings as module
 from server.keys import PRESET_FORM
 from server.settings import Settings, SettingsError, load
 from server.settings_models import BUNDLED_ALIASES, models_from_arguments
+from server.text.content_filter import CATEGORIES
 
 ROOT = Path(module.__file__).parent.parent
 HOME = {"HOME": "/home/someone"}
@@ -332,6 +333,12 @@ FILE_ERRORS = [
     (FAKE + 'tokenizer = "o/m"', 'models[0].tokenizer: means nothing to engine = "fake"'),
     (FAKE + 'quantize = "int8"', 'models[0].quantize: means nothing to engine = "fake"'),
     (FAKE + 'dtype = "float32"', 'models[0].dtype: means nothing to engine = "fake"'),
+    (FAKE + 'pooling = "mean"', 'models[0].pooling: means nothing to engine = "fake"'),
+    (FAKE + 'task = "chat"', "models[0].task: expected 'auto', 'generate', 'embed' or 'score', got \"chat\""),
+    (
+        FAKE + '[filter]\ncategories = { rude = ["x"] }',
+        f'filter.categories.rude: expected one of {", ".join(CATEGORIES)}, got "rude"',
+    ),
     (
         '[[models]]\nname = "m"\nengine = "cuda"',
         "models[0].engine: expected 'torch', 'onnx', 'triton' or 'fake', got \"cuda\"",

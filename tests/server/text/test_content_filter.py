@@ -98,3 +98,20 @@ def test_many_terms_and_a_hostile_text_are_fast() -> None:
     assert content_filter.check(text) is None
     assert mask_whole(content_filter, text) == text
     assert time.monotonic() - start < 2
+
+
+def test_moderation_names_categories() -> None:
+    judge = ContentFilter(["Blocked"], ["masked"], {"hate": ["Straße", "x"], "violence": ["x"], "sexual": []})
+    assert judge.can_moderate
+    assert judge.moderate("fine, and masked") == frozenset()
+    assert judge.moderate("STRASSE") == {"hate"}
+    assert judge.moderate("an X, bLocked") == {"hate", "violence", "blocklist"}
+    assert judge.check("STRASSE") is None, "a category refuses nothing"
+
+
+@pytest.mark.parametrize(
+    "nothing", [ContentFilter(), ContentFilter([], ["masked"]), ContentFilter([""], [], {"hate": []})]
+)
+def test_nothing_to_moderate_by(nothing: ContentFilter) -> None:
+    assert not nothing.can_moderate
+    assert nothing.moderate("anything") == frozenset()

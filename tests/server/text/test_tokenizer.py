@@ -203,3 +203,33 @@ def test_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, server.text.prompt, server.text.stream; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_pieces_and_all_of_the_text(byte_level: HFTokenizer, fallback: HFTokenizer) -> None:
+    ids = byte_level.encode("<|im_start|>a b", False)
+    assert byte_level.decode_all(ids) == "<|im_start|>a b"
+    assert byte_level.pieces(ids)[0] == "<|im_start|>"
+    assert len(byte_level.pieces(ids)) == len(ids)
+    assert byte_level.pieces([10**6]) == [""]
+    assert fallback.pieces([1, 2]) == ["<s>", "</s>"]
+    assert ByteTokenizer().pieces([104, 195]) == ["h", "Ã"]
+    assert ByteTokenizer().decode_all(list("hé".encode())) == "hé"
+
+
+def test_a_pair_of_texts(data: Path) -> None:
+    """As transformers gives it: [CLS] first [SEP] second [SEP], the second with segment 1."""
+    folder = data / "tokenizers" / "all-minilm-l6-v2"
+    encoding = Backend.from_file(str(folder / "tokenizer.json"))
+    encoding.no_truncation()
+    encoding.no_padding()
+    expected = encoding.encode("what is a panda", "a bear, in China")
+    row = load_tokenizer(folder).encode_pair("what is a panda", "a bear, in China")
+    assert row.token_ids == expected.ids
+    assert [0] * row.num_first + [1] * (len(row.token_ids) - row.num_first) == expected.type_ids
+    assert 0 < row.num_first < len(row.token_ids)
+
+
+def test_a_pair_of_bytes(byte_level: HFTokenizer) -> None:
+    assert byte_level.decode(byte_level.encode_pair("a", "b").token_ids) == "ab"
+    pair = ByteTokenizer().encode_pair("ab", "c")
+    assert (pair.token_ids, pair.num_first) == ([97, 98, 99], 2)
