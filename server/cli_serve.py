@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from engines.types import Task
 from server import logs
 from server.banner import banner
 from server.cli_common import run
@@ -21,8 +22,8 @@ def serve(settings: Settings, *, show_key: bool) -> None:
     for warning in settings.warnings:
         typer.echo(f"penstock: warning: {warning}", err=True)
 
-    def ready(keys: GeneratedKeys, url: str) -> None:
-        typer.echo(banner(settings, keys, url, show_key=show_key))
+    def ready(keys: GeneratedKeys, url: str, task: Task) -> None:
+        typer.echo(banner(settings, keys, url, task, show_key=show_key))
         sys.stdout.flush()
 
     run(lambda: run_server(settings, ready), *OPERATOR_ERRORS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from batching.supervisor import WorkerSupervisor
 from engines.base import EngineError
+from engines.types import Task
 from server import gateways
 from server.gateway import AddressError, answer, base_url, bind, check_certificate, signals_give_up_the_start
 from server.ledgers import check_shared
@@ -21,8 +22,8 @@ from server.store import StoreError
 from server.store.credentials import GeneratedKeys
 from server.text.tokenizer import TokenizerError
 
-OnReady = Callable[[GeneratedKeys, str], None]
-"""Is handed the keys that were generated, and the base URL."""
+OnReady = Callable[[GeneratedKeys, str, Task], None]
+"""Is handed the keys that were generated, the base URL, and what the first model is for."""
 
 OPERATOR_ERRORS = (
     SettingsError,
@@ -42,12 +43,16 @@ async def serve(settings: Settings, on_ready: OnReady) -> None:
     url = base_url(settings.server, listener)
     with listener, signals_give_up_the_start(), tempfile.TemporaryDirectory(prefix="penstock-") as folder:
         registry = Registry(settings, Path(folder), WorkerSupervisor)
+
+        def ready() -> None:
+            on_ready(keys, url, next(iter(registry.deployments.values())).task)
+
         async with opened_store(settings) as store:
             keys = await first_keys(store, settings)
             if settings.server.redis_url:
                 await check_shared(settings, store)
             if settings.server.gateways > 1:
-                await gateways.serve(settings, listener, registry, Path(folder), lambda: on_ready(keys, url))
+                await gateways.serve(settings, listener, registry, Path(folder), ready)
             else:
                 async with running(settings, store, registry, Metrics()) as services:
-                    await answer(services, listener, lambda: on_ready(keys, url))
+                    await answer(services, listener, ready)

@@ -35,7 +35,7 @@ HOMES = {
     "openai": (),
     "pydantic": ("server/",),
 }
-SCHEDULING = ("queue", "buckets", "scheduler", "blocks", "sequence", "stats")
+SCHEDULING = ("queue", "buckets", "scheduler", "text_scheduler", "blocks", "sequence", "stats")
 IMPURE = {"asyncio", "time", "socket", "threading", "torch", "random"}
 
 

@@ -263,6 +263,14 @@ def test_the_example_is_valid() -> None:
     assert settings.warnings == ()
 
 
+def test_a_flag_says_what_models_are_for(tmp_path: Path) -> None:
+    (model,) = load_text(FAKE, tmp_path, models=["a/m"], engine="torch", task="embed").models
+    assert (model.task, model.pooling, model.matryoshka) == ("embed", "auto", False)
+    assert error_of(FAKE, tmp_path, engine="triton", task="embed", triton_url="h:1", tokenizer="a/m").endswith(
+        '--task: means nothing to engine = "triton"'
+    )
+
+
 def test_the_example_shows_every_key() -> None:
     text = (ROOT / "penstock.example.toml").read_text(encoding="utf-8")
     table = tomllib.loads(text.replace("# data_dir", "data_dir"))
