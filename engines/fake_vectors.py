@@ -13,8 +13,9 @@ import numpy as np
 
 from engines.base import VectorEngine
 from engines.fake import CONTEXT, MAX_NUM_SEQS, TOKEN_BUDGET, VOCABULARY, read_options
+from engines.sentence_files import Vectors, of_length_one
 from engines.types import EngineConfig, EngineInfo, Task, TextBatch, VectorInfo
-from engines.vectors import Vectors, as_bytes, of_length_one
+from engines.vectors import as_bytes
 
 DIM = 8
 

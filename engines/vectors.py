@@ -1,9 +1,7 @@
-"""What a model's files say about its vectors: for what it is served, how token vectors become one."""
+"""What a model is served for, and the arithmetic on its vectors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,11 @@ from numpy.typing import NDArray
 
 from engines.base import EngineError
 from engines.files import read_json
+from engines.sentence_files import Pooling, Vectors
 from engines.types import EngineConfig, Task, VectorInfo
 
-Vectors = NDArray[np.float32]
 CPU_BATCH_TOKENS = 1024  # with padding: the matrix products of a CPU gain nothing from more
 GPU_BATCH_TOKENS = 8192
-_MODULES = ("Transformer", "Pooling", "Normalize")
-
-
-class Pooling(StrEnum):
-    """How token vectors become one. The values are those of sentence-transformers."""
-
-    MEAN = "mean"
-    CLS = "cls"
-    LAST = "lasttoken"
 
 
 def task_of(config: EngineConfig) -> Task:
@@ -51,47 +40,6 @@ def _task(folder: Path) -> Task:
 def is_static(folder: Path) -> bool:
     """Whether the folder holds a model2vec model: a vector for each token, and no network."""
     return bool(read_json(folder / "config.json").get("model_type") == "model2vec")
-
-
-@dataclass(slots=True, frozen=True)
-class SentenceFiles:
-    """What a sentence-transformers folder says. A plain transformers folder means the mean, of length 1."""
-
-    pooling: Pooling
-    normalizes: bool
-    max_len: int  # tokens; 0: it does not say
-
-    @classmethod
-    def read(cls, folder: Path, pooling: str = "auto") -> SentenceFiles:
-        """`pooling` is the configuration's: anything but "auto" wins. Raises EngineError for what we can't do."""
-        found = _pooling(folder) if pooling == "auto" else Pooling("lasttoken" if pooling == "last" else pooling)
-        limit = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-        file = folder / "config_sentence_transformers.json"
-        if read_json(file).get("default_prompt_name"):
-            raise EngineError(f"{file}: default_prompt_name is not supported: clients have to send the prompt")
-        return cls(found, _normalizes(folder), limit if isinstance(limit, int) else 0)
-
-
-def _pooling(folder: Path) -> Pooling:
-    file = folder / "1_Pooling" / "config.json"
-    config = read_json(file)
-    modes = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True]
-    modes = [mode.removesuffix("_tokens").removesuffix("_token") for mode in modes if mode != "include_prompt"]
-    named = config.get("pooling_mode") or (modes[0] if modes else Pooling.MEAN)
-    if named not in set(Pooling) or len(modes) > 1:
-        raise EngineError(f"{file}: pooling {', '.join(modes) or named}: expected one of {', '.join(Pooling)}")
-    return Pooling(named)
-
-
-def _normalizes(folder: Path) -> bool:
-    file = folder / "modules.json"
-    if not file.is_file():
-        return True
-    modules = read_json(file, list)
-    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules if isinstance(module, dict)]
-    if unknown := [kind for kind in kinds if kind not in _MODULES]:
-        raise EngineError(f"{file}: module {unknown[0]} is not supported, expected {', '.join(_MODULES)}")
-    return "Normalize" in kinds
 
 
 def vector_info(
@@ -136,13 +84,6 @@ def pool(states: Vectors, lengths: NDArray[np.int64], pooling: Pooling) -> Vecto
     mask = np.arange(states.shape[1]) < lengths[:, None]
     pooled: Vectors = np.einsum("ntd,nt->nd", states, mask.astype(np.float32)) / lengths[:, None].astype(np.float32)
     return pooled
-
-
-def of_length_one(vectors: Vectors) -> Vectors:
-    """Zeros stay zeros."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    normalized: Vectors = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
-    return normalized
 
 
 def as_bytes(vectors: Vectors) -> list[bytes]:

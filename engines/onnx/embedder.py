@@ -16,15 +16,13 @@ from engines.onnx.engine import open_session
 from engines.onnx.folder import ModelConfig, find_graph
 from engines.onnx.session import VERSION, Array, Session
 from engines.options import read_positive_integers
+from engines.sentence_files import SentenceFiles, Vectors, of_length_one
 from engines.types import EngineConfig, EngineInfo, Task, TextBatch
 from engines.vectors import (
     CPU_BATCH_TOKENS,
-    SentenceFiles,
-    Vectors,
     activated,
     activation,
     as_bytes,
-    of_length_one,
     padded,
     pool,
     segments,
@@ -60,7 +58,7 @@ class OnnxVectorEngine(VectorEngine):
             dim = self._dim()
         except EngineError as error:
             raise EngineError(f"{graph.path}: {error}") from error
-        self._normalizes = task is Task.EMBED and self._files.normalizes
+        normalizes = task is Task.EMBED and self._files.normalizes
         super().__init__(
             EngineInfo(
                 max_model_len=_max_len(config, self._files, folder),
@@ -69,24 +67,20 @@ class OnnxVectorEngine(VectorEngine):
                 token_budget=options.token_budget or CPU_BATCH_TOKENS,
                 description=f"onnxruntime {VERSION} {graph.path.name} {self._output}, {config.quantize}",
                 task=task,
-                vectors=vector_info(config, dim, normalized=self._normalizes),
+                vectors=vector_info(config, dim, normalized=normalizes),
             )
         )
 
     def _dim(self) -> int:
-        """Of its vectors: as the graph says, or as a run of one token shows. Raises EngineError."""
-        dim = self._session.outputs[self._output].shape[-1]
-        if dim is None:
-            dim = int(self._compute([[0]], [1]).shape[-1])
+        """Of its vectors, as a run of one token shows. Raises EngineError."""
+        dim = int(self._compute([[0]], [1]).shape[-1])
         if self._activation and dim != 1:
             raise EngineError(f"a classifier of {dim} labels: a cross-encoder has one")
         return dim
 
     def execute(self, batch: TextBatch) -> list[bytes]:
         vectors = self._compute([row.token_ids for row in batch.rows], [row.num_first for row in batch.rows])
-        if self._activation:
-            return as_bytes(activated(vectors, self._activation))
-        return as_bytes(of_length_one(vectors) if self._normalizes else vectors)
+        return as_bytes(activated(vectors, self._activation) if self._activation else vectors)
 
     def _compute(self, rows: list[list[int]], num_first: list[int]) -> Vectors:
         """Padded at the right, where a mask hides it."""
@@ -102,7 +96,10 @@ class OnnxVectorEngine(VectorEngine):
         inputs = {name: feeds[name].astype(tensor.dtype, copy=False) for name, tensor in self._session.inputs.items()}
         (output,) = self._session.run([self._output], inputs)
         vectors: Vectors = output.astype(np.float32, copy=False)
-        return pool(vectors, lengths, self._files.pooling) if vectors.ndim == 3 else vectors
+        if vectors.ndim == 3:
+            return self._files.finish(pool(vectors, lengths, self._files.pooling))
+        # A sentence_embedding has all layers behind it, and perhaps has not been normalized; a logit is what it is.
+        return vectors if self._activation or not self._files.normalizes else of_length_one(vectors)
 
 
 def _max_len(config: EngineConfig, files: SentenceFiles, folder: Path) -> int:

@@ -15,13 +15,12 @@ from transformers.utils import logging
 
 from engines.base import EngineError, VectorEngine
 from engines.options import read_positive_integers
+from engines.sentence_files import Pooling, SentenceFiles, Vectors
 from engines.torch import loader
-from engines.types import EngineConfig, EngineInfo, Task, TextBatch
+from engines.types import EngineConfig, EngineInfo, Task, TextBatch, TextRow
 from engines.vectors import (
     CPU_BATCH_TOKENS,
     GPU_BATCH_TOKENS,
-    Pooling,
-    SentenceFiles,
     activated,
     activation,
     as_bytes,
@@ -52,9 +51,9 @@ class TorchVectorEngine(VectorEngine):
         self._files = SentenceFiles.read(folder, config.pooling)
         self._model = _load(folder, config.dtype, task)
         self._activation = activation(folder) if task is Task.SCORE else ""
-        self._normalizes = task is Task.EMBED and self._files.normalizes
+        normalizes = task is Task.EMBED and self._files.normalizes
         self._takes_types = int(getattr(self._model.config, "type_vocab_size", 0) or 0) > 1
-        dim = 1 if task is Task.SCORE else _hidden_size(self._model, folder)
+        dim = 1 if task is Task.SCORE else self._dim(folder)
         super().__init__(
             EngineInfo(
                 max_model_len=_max_len(config, self._files, self._model),
@@ -63,9 +62,17 @@ class TorchVectorEngine(VectorEngine):
                 token_budget=options.token_budget or self._default_budget(),
                 description=self._describe(task),
                 task=task,
-                vectors=vector_info(config, dim, normalized=self._normalizes),
+                vectors=vector_info(config, dim, normalized=normalizes),
             )
         )
+
+    def _dim(self, folder: Path) -> int:
+        """Tried out on a text of two tokens. Raises EngineError."""
+        try:
+            return len(self._vectors(TextBatch([TextRow([0, 0], 2)]))[0])
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise EngineError(f"{folder}: {type(self._model).__name__} has no token vectors: {reason}") from error
 
     def _default_budget(self) -> int:
         return CPU_BATCH_TOKENS if self._model.device.type == "cpu" else GPU_BATCH_TOKENS
@@ -79,19 +86,22 @@ class TorchVectorEngine(VectorEngine):
     def execute(self, batch: TextBatch) -> list[bytes]:
         if torch.get_num_threads() != self._num_threads:  # the setting belongs to a thread
             torch.set_num_threads(self._num_threads)
-        lengths = np.array([len(row.token_ids) for row in batch.rows])
-        inputs = self._inputs(batch, lengths)
-        if self.info.task is Task.SCORE:
-            logits = _score(self._model, inputs, self._tensor(lengths)).float().cpu().numpy()
-            return as_bytes(activated(logits, self._activation))
-        states = self._model(**inputs).last_hidden_state.float()
-        vectors = _pool(states, self._tensor(lengths), self._files.pooling)
-        if self._normalizes:
-            vectors = torch.nn.functional.normalize(vectors)
-        return as_bytes(vectors.cpu().numpy())
+        if self.info.task is Task.EMBED:
+            return as_bytes(self._vectors(batch))
+        inputs = self._inputs(batch)
+        logits = _score(self._model, inputs, inputs["attention_mask"].sum(dim=1)).float().cpu().numpy()
+        return as_bytes(activated(logits, self._activation))
 
-    def _inputs(self, batch: TextBatch, lengths: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    @torch.inference_mode()
+    def _vectors(self, batch: TextBatch) -> Vectors:
+        inputs = self._inputs(batch)
+        states = self._model(**inputs).last_hidden_state.float()
+        pooled = _pool(states, inputs["attention_mask"].sum(dim=1), self._files.pooling)
+        return self._files.finish(pooled.cpu().numpy())
+
+    def _inputs(self, batch: TextBatch) -> dict[str, torch.Tensor]:
         """Padded at the right: the positions of a text's tokens are those that it has alone."""
+        lengths = np.array([len(row.token_ids) for row in batch.rows])
         pad = getattr(self._model.config, "pad_token_id", None)
         ids = padded([row.token_ids for row in batch.rows], pad if isinstance(pad, int) and pad >= 0 else 0)
         mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
@@ -141,17 +151,6 @@ def _load(folder: Path, dtype: str, task: Task) -> Any:
     model.config.use_cache = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return loader.placed(model, device)
-
-
-@torch.inference_mode()
-def _hidden_size(model: Any, folder: Path) -> int:
-    """Tried out on two tokens. Raises EngineError."""
-    row = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-    try:
-        return int(model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state.shape[-1])
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise EngineError(f"{folder}: {type(model).__name__} has no token vectors: {reason}") from error
 
 
 def _max_len(config: EngineConfig, files: SentenceFiles, model: Any) -> int:

@@ -124,8 +124,8 @@ def test_int8_points_the_same_way(folder: Path, golden: Any, embedder: Make) -> 
 
 
 def test_a_module_that_is_not_known_is_named(folder: Path, embedder: Make) -> None:
-    (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
-    with pytest.raises(EngineError, match=r"modules.json: module Dense is not supported, expected Transformer"):
+    (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.LSTM"}]))
+    with pytest.raises(EngineError, match=r"modules.json: module LSTM is not supported, expected Transformer"):
         embedder(folder)
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from engines import registry
 from engines.base import EngineError
 from engines.fake_vectors import DIM, fake_vector
+from engines.sentence_files import Pooling, SentenceFiles, of_length_one
 from engines.types import EngineConfig, Task, TextBatch, TextRow
-from engines.vectors import Pooling, SentenceFiles, activated, activation, of_length_one, pool, segments, task_of
+from engines.vectors import activated, activation, pool, segments, task_of
 from engines.vectors import vector_info as info_of
 
 
@@ -113,3 +115,40 @@ def test_the_deterministic_engine() -> None:
     with pytest.raises(RuntimeError, match=r"options.fail_at_step"):
         engine.submit(TextBatch(rows)).result(10)  # type: ignore[union-attr, arg-type]
     engine.close()  # type: ignore[union-attr]
+
+
+def dense(folder: Path, weight: Any, name: str = "Tanh", **bias: Any) -> None:
+    save(folder, "config.json", activation_function=f"torch.nn.modules.{name}")
+    save_file({"linear.weight": weight, **bias}, folder / "model.safetensors")
+
+
+def modules(folder: Path, *kinds: str) -> None:
+    listed = [{"type": f"sentence_transformers.models.{kind}", "path": f"{i}_{kind}"} for i, kind in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(listed))
+
+
+def test_layers_behind_the_pooling(tmp_path: Path) -> None:
+    modules(tmp_path, "Transformer", "Pooling", "Dense", "Dense", "Normalize")
+    first, second = np.array([[1.0, 2], [3, 4], [0, 1]], np.float32), np.array([[1.0, 0, 1]], np.float32)
+    dense(tmp_path / "2_Dense", first, **{"linear.bias": np.array([1.0, 0, -1], np.float32)})
+    dense(tmp_path / "3_Dense", second, "linear.Identity")
+    files = SentenceFiles.read(tmp_path)
+    given = np.array([[0.1, -0.2], [0.5, 0.5]], np.float32)
+    wanted = np.tanh(given @ first.T + [1, 0, -1]) @ second.T
+    np.testing.assert_allclose(files.finish(given), wanted / np.abs(wanted), atol=1e-6)
+    modules(tmp_path, "Transformer", "Pooling", "Dense")
+    np.testing.assert_allclose(
+        SentenceFiles.read(tmp_path).finish(given), np.tanh(given @ first.T + [1, 0, -1]), atol=1e-6
+    )
+
+
+def test_layers_that_are_not_known(tmp_path: Path) -> None:
+    modules(tmp_path, "Transformer", "Pooling", "Dense")
+    with pytest.raises(EngineError, match=r"2_Dense: no model.safetensors"):
+        SentenceFiles.read(tmp_path)
+    dense(tmp_path / "2_Dense", np.ones((1, 2), np.float32), "activation.ReLU")
+    with pytest.raises(EngineError, match="activation function ReLU: expected Tanh or Identity"):
+        SentenceFiles.read(tmp_path)
+    modules(tmp_path, "Transformer", "Normalize", "Pooling")
+    with pytest.raises(EngineError, match="modules in the order Transformer, Normalize, Pooling"):
+        SentenceFiles.read(tmp_path)
