@@ -8,7 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.wire.conftest import MakeKey, chat_body
 
 LABELS = {"model", "version", "endpoint", "outcome", "kind", "level", "dimension", "le"}
-ENDPOINTS = {"/v1/chat/completions", "/v1/completions"}
+ENDPOINTS = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings"}
+ENDPOINTS |= {f"{prefix}/{name}" for prefix in ("", "/v1") for name in ("rerank", "score")} | {"/v2/rerank"}
+DEPLOYMENTS = {("echo", "1"), ("echo", "2"), ("slow/model", "1"), ("vectors", "1"), ("pairs", "1")}
 
 
 def test_the_exposition(http: httpx.Client, admin: httpx.Client, make_key: MakeKey) -> None:
@@ -26,7 +28,9 @@ def test_the_exposition(http: httpx.Client, admin: httpx.Client, make_key: MakeK
     assert all(sample.name.startswith("penstock_") for sample in samples)
     assert {label for sample in samples for label in sample.labels} <= LABELS
     assert {sample.labels["endpoint"] for sample in samples if "endpoint" in sample.labels} <= ENDPOINTS
-    assert {sample.labels["model"] for sample in samples if "model" in sample.labels} == {"echo", "slow/model"}
+    assert {sample.labels["model"] for sample in samples if "model" in sample.labels} == {
+        model for model, _ in DEPLOYMENTS
+    }
 
 
 def test_the_embedded_ledger_is_up(admin: httpx.Client) -> None:
@@ -42,9 +46,9 @@ def test_only_two_names_say_running_and_waiting(admin: httpx.Client) -> None:
 def test_every_deployment_is_there_before_its_first_request(admin: httpx.Client) -> None:
     families = {f.name: f for f in text_string_to_metric_families(admin.get("/metrics").text)}
     ready = {(s.labels["model"], s.labels["version"]): s.value for s in families["penstock_replicas_ready"].samples}
-    assert ready == {("echo", "1"): 1, ("echo", "2"): 1, ("slow/model", "1"): 1}
+    assert ready == dict.fromkeys(DEPLOYMENTS, 1)
     for name in ("penstock_requests_running", "penstock_requests_waiting"):
-        assert len(families[name].samples) == 3
+        assert len(families[name].samples) == len(DEPLOYMENTS)
 
 
 def test_tokens_are_counted(http: httpx.Client, admin: httpx.Client) -> None:
