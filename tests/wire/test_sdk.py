@@ -132,7 +132,8 @@ def test_streamed_completions(sdk: openai.OpenAI, prompt: Any, each: list[Any]) 
 
 def test_models_are_listed_under_every_name(sdk: openai.OpenAI) -> None:
     listed = {model.id: model for model in sdk.models.list()}
-    assert listed.keys() == {"echo", "echo@1", "echo@2", "slow/model", "slow/model@1", "gpt-4", "pinned"}
+    vectors = {"vectors", "vectors@1", "pairs", "pairs@1"}
+    assert listed.keys() == {"echo", "echo@1", "echo@2", "slow/model", "slow/model@1", "gpt-4", "pinned"} | vectors
     assert {(model.object, model.owned_by) for model in listed.values()} == {("model", "penstock")}
 
 
