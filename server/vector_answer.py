@@ -42,5 +42,7 @@ async def collect(generation: Generation) -> list[bytes]:
     found: dict[int, bytes] = {}
     while not generation.is_done:
         for piece in await generation.next():
+            if piece.is_anew:
+                found.clear()
             found |= piece.vectors
     return [found[index] for index in range(len(found))]

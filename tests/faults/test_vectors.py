@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from engines.fake_vectors import fake_vector
 from tests.clients import Tenant, until
 from tests.penstock_process import UNLIMITED, PenstockProcess
 from tests.wire.conftest import check_error
@@ -28,6 +30,14 @@ engine = "fake"
 task = "embed"
 max_num_seqs = 1
 options = {{ delay_ms = 20, fail_at_step = 3 }}
+
+[[models]]
+name = "twins"
+engine = "fake"
+task = "embed"
+replicas = 2
+max_num_seqs = 1
+options = {{ delay_ms = 20, fail_at_step = 5 }}
 
 {UNLIMITED}
 [timeouts]
@@ -51,13 +61,13 @@ def body(model: str, count: int) -> dict[str, Any]:
     return {"model": model, "input": ["x"] * count}
 
 
-def running(server: PenstockProcess) -> float:
+def running(server: PenstockProcess, model: str) -> float:
     names = ("penstock_requests_running", "penstock_requests_waiting")
-    return sum(server.metric(name, model="slow") for name in names)
+    return sum(server.metric(name, model=model) for name in names)
 
 
-async def until_idle(server: PenstockProcess) -> None:
-    await until(lambda: running(server) == 0, "an idle worker")
+async def until_idle(server: PenstockProcess, model: str = "slow") -> None:
+    await until(lambda: running(server, model) == 0, "an idle worker")
 
 
 async def test_a_client_that_leaves_pays_for_what_was_computed(server: PenstockProcess, tenant: Tenant) -> None:
@@ -101,6 +111,20 @@ async def test_a_worker_that_dies_ends_its_requests_in_an_error(server: Penstock
         await until(lambda: client_status(server) == 200, "its return")
     usage = await tenant.rows(1)
     assert usage["prompt_tokens"] <= 3
+
+
+async def test_another_replica_begins_again(server: PenstockProcess, tenant: Tenant) -> None:
+    """The first dies at its fifth text, the second of this request's; its client sees nothing of that."""
+    async with tenant.client() as client:
+        assert (await client.post("/v1/embeddings", json=body("twins", 3))).status_code == 200
+        await until_idle(server, "twins")
+        answer = await client.post("/v1/embeddings", json={"model": "twins", "input": ["a", "b", "c"]})
+    assert answer.status_code == 200, answer.text
+    vectors = [np.float32(item["embedding"]) for item in answer.json()["data"]]
+    assert np.array_equal(vectors, [fake_vector([ord(letter)]) for letter in "abc"])
+    assert answer.json()["usage"]["prompt_tokens"] == 3
+    assert server.metric("penstock_failovers_total", model="twins", outcome="retried") == 1
+    assert (await tenant.rows(2))["prompt_tokens"] == 6
 
 
 def client_status(server: PenstockProcess) -> int:
