@@ -190,7 +190,7 @@ async def _answers(client: WorkerClient) -> bool:
 
 def _promise(info: EngineInfo | None) -> object:
     """What gateways have told clients of an engine, and check requests against."""
-    return info and (info.max_model_len, info.vocab_size, info.takes_text, info.sampling)
+    return info and (info.max_model_len, info.vocab_size, info.takes_text, info.sampling, info.task, info.vectors)
 
 
 def _in_words(failure: BaseException) -> str:
