@@ -1,4 +1,4 @@
-"""What a gateway and a worker say to each other: length-prefixed msgpack over a Unix socket.
+"""What a gateway and a worker say to each other: length-prefixed msgpack over a Unix socket, or through a Triton.
 
 A frame is 4 bytes, big endian, the length of what follows, and one message.
 """
@@ -6,6 +6,7 @@ A frame is 4 bytes, big endian, the length of what follows, and one message.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import struct
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,7 +16,7 @@ import msgspec
 
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
-from engines.types import EngineConfig, EngineInfo, GenerationRequest, OutputDelta
+from engines.types import EngineConfig, EngineInfo, GenerationRequest, OutputDelta, RequestError, SamplingParams
 
 MAX_FRAME_BYTES = 256 * 2**20
 T = TypeVar("T")
@@ -95,6 +96,12 @@ to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
 
+# Both ends of a socket are one installation; those of a session through another server are two.
+_SPOKEN = (Submit, Abort, Deltas, Stats, GenerationRequest, SamplingParams, OutputDelta, RequestError, WorkerStats)
+PROTOCOL = hashlib.sha256(repr([(kind.__name__, kind.__annotations__) for kind in _SPOKEN]).encode()).hexdigest()[:12]
+"""Names these messages: it changes with any of their fields."""
+
+
 def frame(message: Any) -> bytes:
     payload = _encoder.encode(message)
     return _LENGTH.pack(len(payload)) + payload
@@ -117,3 +124,18 @@ async def read_message(reader: asyncio.StreamReader, decoder: msgspec.msgpack.De
         return decoder.decode(payload)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ProtocolError(str(error)) from error
+
+
+def messages_in(frames: bytes, decoder: msgspec.msgpack.Decoder[T]) -> list[T]:
+    """Of a whole number of frames. Raises ProtocolError."""
+    messages, start = [], 0
+    try:
+        while start < len(frames):
+            (length,) = _LENGTH.unpack_from(frames, start)
+            start += _LENGTH.size + length
+            messages.append(decoder.decode(memoryview(frames)[start - length : start]))
+    except (struct.error, msgspec.MsgspecError, ValueError) as error:
+        raise ProtocolError(str(error)) from error
+    if start > len(frames):
+        raise ProtocolError("half a frame")
+    return messages

@@ -14,11 +14,10 @@ import signal
 import socket
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import msgspec
 
@@ -28,135 +27,99 @@ from batching.child import announce, outlive_parent, take_stdout
 from batching.departure import Departure, Remote
 from batching.protocol import (
     Control,
-    Deltas,
+    FromWorker,
     ProtocolError,
     Started,
-    Stats,
-    Submit,
     ToWorker,
     WorkerConfig,
     frame,
     read_message,
     to_worker,
 )
+from batching.relay import Relay
 from batching.scheduler import Scheduler
-from batching.stats import WorkerStats
 from batching.stream_batcher import StreamBatcher
+from batching.switchboard import AnyBatcher, Gateway, Switchboard
 from batching.text_scheduler import TextScheduler
 from engines import registry
-from engines.base import EngineError, StreamEngine, VectorEngine
-from engines.types import GenerationRequest, OutputDelta
+from engines.base import EngineError, RemoteEngine, StreamEngine, VectorEngine
+from engines.types import OutputDelta
 
-STATS_INTERVAL = 0.1  # seconds
 MAX_UNSENT_BYTES = 64 * 2**20  # to a gateway that has stopped reading
 EXIT_FAILED, EXIT_CANNOT_START = 1, 2
 
 log = logging.getLogger("penstock.worker")
 
 
-class AnyBatcher(Protocol):
-    """What drives an engine. Every request that is added is answered, to its last delta, by way of `Deliver`."""
+class SocketGateway:
+    """A gateway at the other end of a connection."""
 
-    def add(self, request: GenerationRequest) -> None: ...
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
 
-    def abort(self, request_id: str) -> None: ...
+    def send(self, message: FromWorker) -> None:
+        if self._writer.is_closing():
+            return
+        if self._writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            log.error("a gateway has stopped reading: its connection is closed")
+            self._writer.transport.abort()
+            return
+        self._writer.write(frame(message))
 
-    def snapshot(self) -> WorkerStats: ...
+    @property
+    def is_sent(self) -> bool:
+        return not self._writer.transport.get_write_buffer_size()
 
-    async def run(self) -> None: ...
+    def close(self) -> None:
+        self._writer.close()
 
 
-class Worker:
-    """Serves any number of gateways: a request's deltas go to the connection that it came by."""
+class Worker(Switchboard):
+    """Serves any number of gateways, which connect to its socket."""
 
     def __init__(self, make_batcher: Callable[[Deliver], AnyBatcher], remote: Remote | None = None) -> None:
         """`remote`: the engine, where another server runs the model."""
-        self._batcher = make_batcher(self._deliver)
-        self._owners: dict[str, asyncio.StreamWriter] = {}
-        self._gateways: set[asyncio.StreamWriter] = set()
+        super().__init__(make_batcher)
         self._departure = Departure(self._owners.keys(), self._all_is_sent, self._batcher.abort, remote)
         self._controls: set[asyncio.Task[None]] = set()
 
     async def serve(self, listener: socket.socket) -> None:
         """Runs until the engine or the batcher fails; raises what they raised."""
         await asyncio.start_unix_server(self._serve_gateway, sock=listener)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._batcher.run())
-            tasks.create_task(self._report())
+        await self.run()
 
     async def _serve_gateway(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._gateways.add(writer)
-        self._send(writer, frame(Stats(self._batcher.snapshot())))
+        gateway = SocketGateway(writer)
+        self.join(gateway)
         try:
             while True:
-                self._handle(await read_message(reader, to_worker), writer)
+                self.handle(await read_message(reader, to_worker), gateway)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the gateway is gone: that is how it says goodbye; or we are
         except ProtocolError as error:
             log.error("a gateway sent what is no message, its connection is closed: %s", error)
         finally:
-            self._forget_gateway(writer)
+            self.leave(gateway)
 
-    def _handle(self, message: ToWorker, gateway: asyncio.StreamWriter) -> None:
-        if isinstance(message, Submit):
-            self._submit(message.request, gateway)
-        elif isinstance(message, Control):
+    def handle(self, message: ToWorker, gateway: Gateway) -> None:
+        if isinstance(message, Control):
             task = asyncio.create_task(self._control(message, gateway))
             self._controls.add(task)
             task.add_done_callback(self._controls.discard)
-        elif self._owners.get(message.request_id) is gateway:
-            self._batcher.abort(message.request_id)
+        else:
+            super().handle(message, gateway)
 
-    def _submit(self, request: GenerationRequest, gateway: asyncio.StreamWriter) -> None:
-        if request.request_id in self._owners:
-            raise ProtocolError(f"request {request.request_id} is under way already")
-        if (refused := self._departure.refused(request.request_id)) is not None:
-            self._send(gateway, frame(Deltas([refused])))
-            return
-        self._owners[request.request_id] = gateway
-        self._batcher.add(request)
+    def refused(self, request_id: str) -> OutputDelta | None:
+        return self._departure.refused(request_id)
 
-    async def _control(self, message: Control, gateway: asyncio.StreamWriter) -> None:
-        self._send(gateway, frame(await self._departure.carry_out(message)))
+    def as_told(self, delta: OutputDelta) -> OutputDelta:
+        return self._departure.as_told(delta)
+
+    async def _control(self, message: Control, gateway: Gateway) -> None:
+        gateway.send(await self._departure.carry_out(message))
 
     def _all_is_sent(self) -> bool:
-        return not any(gateway.transport.get_write_buffer_size() for gateway in self._gateways)
-
-    def _forget_gateway(self, writer: asyncio.StreamWriter) -> None:
-        self._gateways.discard(writer)
-        writer.close()
-        for request_id in [r for r, owner in self._owners.items() if owner is writer]:
-            self._batcher.abort(request_id)
-
-    def _deliver(self, deltas: list[OutputDelta]) -> None:
-        """One message a gateway, with everything that this step has for it."""
-        by_owner: defaultdict[asyncio.StreamWriter, list[OutputDelta]] = defaultdict(list)
-        for delta in deltas:
-            owner = self._owners[delta.request_id]
-            by_owner[owner].append(self._departure.as_told(delta))
-            if delta.finish_reason is not None:
-                del self._owners[delta.request_id]
-        for owner, its_deltas in by_owner.items():
-            self._send(owner, frame(Deltas(its_deltas)))
-
-    def _send(self, gateway: asyncio.StreamWriter, data: bytes) -> None:
-        if gateway.is_closing():
-            return
-        if gateway.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            log.error("a gateway has stopped reading: its connection is closed")
-            gateway.transport.abort()
-            return
-        gateway.write(data)
-
-    async def _report(self) -> None:
-        last = b""
-        while True:
-            data = frame(Stats(self._batcher.snapshot()))
-            if data != last:
-                for gateway in self._gateways:
-                    self._send(gateway, data)
-            last = data
-            await asyncio.sleep(STATS_INTERVAL)
+        return all(gateway.is_sent for gateway in self._gateways)
 
 
 def listen(socket_path: str) -> socket.socket:
@@ -210,7 +173,10 @@ def run(config: WorkerConfig, answer: int) -> None:
     """Load the engine, say so, and serve. Raises EngineError when it can't be built, later whatever a step raised."""
     listener = listen(config.socket_path)
     engine = registry.create(config.engine)
-    if isinstance(engine, StreamEngine):
+    if isinstance(engine, RemoteEngine):
+        worker = Worker(partial(Relay, engine, config.scheduler, config.restarts), remote=engine)
+        announce(answer, Started(engine.info))
+    elif isinstance(engine, StreamEngine):
         announce(answer, Started(engine.info))
         worker = Worker(partial(StreamBatcher, engine, config.scheduler, config.restarts), remote=engine)
     elif isinstance(engine, VectorEngine):

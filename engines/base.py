@@ -73,6 +73,50 @@ class StreamEngine(ABC):
         """It is to serve after all, should it have been unloaded or not: look after it as before."""
 
 
+class RemoteEngine(ABC):
+    """A worker of ours in another server's process: its queue, its scheduler and its engine. What it is told and what
+    it answers are the frames that a gateway and a worker exchange; `protocol` says which messages it knows.
+
+    All methods belong to the worker's event loop.
+    """
+
+    info: EngineInfo
+    protocol: str
+
+    @abstractmethod
+    async def watch(self) -> None:
+        """Look after the server, for as long as the worker lives."""
+
+    @property
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Whether it can take requests."""
+
+    @abstractmethod
+    def session(self) -> AsyncGenerator[bytes, None]:
+        """Open a session, when the engine is ready: whole frames, as they come. It ends when the session is lost, and
+        then all requests of the session are; closing it ends the session."""
+
+    @abstractmethod
+    def send(self, frames: bytes) -> None:
+        """Say it in the open session."""
+
+    @abstractmethod
+    def hang_up(self) -> None:
+        """End the session at its next opportunity: it has no requests."""
+
+    # As of a StreamEngine:
+
+    @abstractmethod
+    async def check_unload(self) -> None: ...
+
+    @abstractmethod
+    async def unload(self) -> None: ...
+
+    @abstractmethod
+    def resume(self) -> None: ...
+
+
 class ThreadedEngine(ABC, Generic[Work, Result]):
     """Its steps run one after another in a thread of their own, off the worker's event loop."""
 

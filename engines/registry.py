@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from engines.base import EngineError, StepEngine, StreamEngine, VectorEngine
+from engines.base import EngineError, RemoteEngine, StepEngine, StreamEngine, VectorEngine
 from engines.types import EngineConfig, Task
 from engines.vectors import is_static, task_of
 
@@ -47,17 +47,17 @@ def _fake(config: EngineConfig) -> StepEngine | VectorEngine:
     return FakeEngine(config)
 
 
-def _triton(config: EngineConfig) -> StreamEngine:
+def _triton(config: EngineConfig) -> StreamEngine | RemoteEngine:
     try:
-        from engines.triton.engine import TritonEngine
+        from engines.triton.kinds import create
 
-        return TritonEngine(config)
+        return create(config)
     except ModuleNotFoundError as error:
         message = f'engine: triton needs {error.name}: install it with pip install "penstock[triton]"'
         raise EngineError(message) from error
 
 
-Engine = StepEngine | StreamEngine | VectorEngine
+Engine = StepEngine | StreamEngine | RemoteEngine | VectorEngine
 FACTORIES: dict[str, Callable[[EngineConfig], Engine]] = {
     "torch": _torch,
     "onnx": _onnx,

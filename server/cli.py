@@ -14,6 +14,7 @@ from server.cli_common import read_settings
 from server.cli_export import export_onnx
 from server.cli_keys import keys
 from server.cli_quota import quota
+from server.cli_triton import triton_repo
 
 app = typer.Typer(
     name="penstock",
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.command()(export_onnx)
+app.command()(triton_repo)
 app.add_typer(keys, name="keys")
 app.add_typer(quota, name="quota")
 

@@ -51,10 +51,11 @@ def models_from_arguments(arguments: Sequence[str], *, is_triton: bool = False) 
     To Triton they are its own names; the tokenizer is there or, if another flag says so, elsewhere.
     """
     key = "tokenizer" if is_triton else "path"
-    return [{"name": _model_name(argument), key: argument, "version": "1"} for argument in arguments]
+    return [{"name": model_name(argument), key: argument, "version": "1"} for argument in arguments]
 
 
-def _model_name(argument: str) -> str:
+def model_name(argument: str) -> str:
+    """What a MODEL argument is called: its folder's name, or the last part of its id."""
     last = Path(argument).resolve().name if Path(argument).is_dir() else argument.rsplit("/", 1)[-1]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last)
 

@@ -7,9 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sysconfig
 import time
+import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import pytest
@@ -57,12 +60,16 @@ MODELS = (
 """What `tests.conftest.triton` serves: every convention in its varieties, and what can't be spoken to."""
 
 
+class Model(Protocol):
+    def write(self, repository: Path) -> object: ...
+
+
 def running_triton(
-    folder: Path, models: Sequence[TritonModel], *, explicit_control: bool = True
+    folder: Path, models: Sequence[Model], *, explicit_control: bool = True, with_packages: bool = False
 ) -> Iterator[TritonServer]:
     if not is_installed():
         pytest.skip(WHY_NOT)
-    server = TritonServer(folder, models, explicit_control=explicit_control)
+    server = TritonServer(folder, models, explicit_control=explicit_control, with_packages=with_packages)
     try:
         server.start()
         yield server
@@ -72,11 +79,15 @@ def running_triton(
 
 class TritonServer:
     """Serves these models from `folder`; can be killed and started again on its ports. Without `explicit_control` it
-    loads what is there at its start, and takes no orders."""
+    loads what is there at its start, and takes no orders. `with_packages`: its Python has what Penstock needs, torch
+    included."""
 
-    def __init__(self, folder: Path, models: Sequence[TritonModel], *, explicit_control: bool = True) -> None:
+    def __init__(
+        self, folder: Path, models: Sequence[Model], *, explicit_control: bool = True, with_packages: bool = False
+    ) -> None:
         self._explicit_control = explicit_control
         self._folder = folder
+        self._python = folder / "python" if with_packages else ENVIRONMENT
         self._models = list(models)
         self._http_port, self._grpc_port = free_port(), free_port()
         self._shared_memory = f"penstock-tests-{os.getpid()}-{self._grpc_port}"
@@ -93,6 +104,7 @@ class TritonServer:
         return f"127.0.0.1:{self._http_port}"
 
     def start(self) -> None:
+        self._write_environment()
         self._write_backend()
         for model in self._models:
             model.write(self._folder / "models")
@@ -111,6 +123,14 @@ class TritonServer:
         while not (is_ready := self._is_ready()) and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return is_ready
+
+    def _write_environment(self) -> None:
+        """The backend's Python takes no heed of PYTHONPATH: an environment with the packages that run us. Before them
+        comes the numpy that this Triton was built for: of a newer one's arrays it makes empty tensors."""
+        if self._python != ENVIRONMENT and not self._python.exists():
+            venv.create(self._python)
+            site = next(self._python.glob("lib/python3.*/site-packages"))
+            (site / "ours.pth").write_text(f"{ROOT}\n{_site_packages()}\n{sysconfig.get_path('purelib')}\n")
 
     def _write_backend(self) -> None:
         """Triton wants the stub of this Python beside the backend's library; the wheel has one for every Python."""
@@ -149,7 +169,7 @@ class TritonServer:
         python = (ENVIRONMENT / "bin" / "python").resolve()
         libraries = f"{site / 'nvidia_pytriton.libs'}:{python.parent.parent / 'lib'}"
         return os.environ | {
-            "PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}",
+            "PATH": f"{self._python / 'bin'}:{os.environ['PATH']}",
             "LD_LIBRARY_PATH": libraries,
             "PYTHONPATH": str(ROOT),  # the models' answers are those of engines.fake
         }

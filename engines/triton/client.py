@@ -64,31 +64,55 @@ class TritonClient:
             parameters={key: value.string_value for key, value in config.parameters.items()},
         )
 
+    def ask(self, inputs: Mapping[str, Sequence[Value]], specs: Mapping[str, TensorSpec], output: str) -> bytes:
+        """An output of a model's only answer. Blocks. Raises EngineError."""
+        where = f"{self._url}: model {self._name}"
+        try:
+            with grpc.insecure_channel(self._url, options=CHANNEL) as channel:
+                call = GRPCInferenceServiceStub(channel).ModelStreamInfer(
+                    iter([self.request(inputs, specs, "ask")]), timeout=START_TIMEOUT
+                )
+                answers = list(call)
+        except grpc.RpcError as error:
+            raise EngineError(_start_failure(self._url, where, error)) from None
+        if not answers or answers[0].error_message:
+            message = answers[0].error_message if answers else "no answer"
+            raise EngineError(f"{where}: it does not answer: {message[:300]}")
+        return tensor_bytes(answers[0].infer_response, output)
+
     # --- in it
 
     def connect(self) -> None:
-        self._stub = GRPCInferenceServiceStub(grpc.aio.insecure_channel(self._url, options=CHANNEL))
-        self.repository = Repository(self._stub, self._name, self._version)
+        """Once: by whoever comes first."""
+        if self._stub is None:
+            self._stub = GRPCInferenceServiceStub(grpc.aio.insecure_channel(self._url, options=CHANNEL))
+            self.repository = Repository(self._stub, self._name, self._version)
 
     async def stream(
         self, inputs: Mapping[str, Sequence[Value]], specs: Mapping[str, TensorSpec], request_id: str
     ) -> AsyncGenerator[Outputs, None]:
         """Every response's tensors. Closing it before the last one cancels the request. Raises TritonError.
 
-        A gRPC stream each: a shared one can't cancel one of its requests. Nothing that has ended is cancelled, and
-        no codes of errors are asked for ("triton_grpc_error"): until 25.03 Triton can die of cancelled streams
-        (its issues 7368 and 8034), and where codes were asked for did so within some hundreds of them.
+        A gRPC stream each: a shared one can't cancel one of its requests. No codes of errors are asked for
+        ("triton_grpc_error"): see `call`.
+        """
+        async with self.call() as call:
+            await call.write(self.request(inputs, specs, request_id))
+            await call.done_writing()
+            async for response in responses(call):
+                yield {name: decode(kind, data) for name, kind, data in _tensors(response)}
+
+    @contextlib.asynccontextmanager
+    async def call(self) -> AsyncGenerator[Any, None]:
+        """A gRPC stream of requests and their responses. What fails within is a TritonError.
+
+        Nothing that has ended is cancelled: until 25.03 Triton can die of cancelled streams (its issues 7368 and 8034),
+        and where codes of errors were asked for did so within some hundreds of them.
         """
         call = self._stub.ModelStreamInfer()
         self._calls[call] = None
         try:
-            await call.write(self._request(inputs, specs, request_id))
-            await call.done_writing()
-            while (response := await call.read()) is not grpc.aio.EOF:
-                if response.error_message:
-                    raise TritonError(fault_in(response.error_message), response.error_message)
-                if response.infer_response.outputs:
-                    yield _outputs(response.infer_response)
+            yield call
         except asyncio.CancelledError:
             if (reason := self._calls[call]) is not None:
                 raise reason from None
@@ -114,7 +138,7 @@ class TritonClient:
         with errors_translated():
             return bool((await self._stub.ModelReady(asked, timeout=timeout)).ready)
 
-    def _request(self, inputs: Mapping[str, Sequence[Value]], specs: Mapping[str, TensorSpec], request_id: str) -> Any:
+    def request(self, inputs: Mapping[str, Sequence[Value]], specs: Mapping[str, TensorSpec], request_id: str) -> Any:
         request = messages.ModelInferRequest(model_name=self._name, model_version=self._version, id=request_id)
         for name, values in inputs.items():
             spec = specs[name]
@@ -127,9 +151,24 @@ def _specs(tensors: Sequence[Any]) -> dict[str, TensorSpec]:
     return {tensor.name: TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in tensors}
 
 
-def _outputs(response: Any) -> Outputs:
+async def responses(call: Any) -> AsyncGenerator[Any, None]:
+    """Those that hold something, to the end. Raises TritonError, as a request's error comes."""
+    while (response := await call.read()) is not grpc.aio.EOF:
+        if response.error_message:
+            raise TritonError(fault_in(response.error_message), response.error_message)
+        if response.infer_response.outputs:
+            yield response.infer_response
+
+
+def tensor_bytes(response: Any, name: str) -> bytes:
+    """A tensor as it is; b"" without it."""
+    return next((data for found, _, data in _tensors(response) if found == name), b"")
+
+
+def _tensors(response: Any) -> list[tuple[str, str, bytes]]:
+    """Names, datatypes, and what they hold."""
     pairs = zip(response.outputs, response.raw_output_contents, strict=True)
-    return {tensor.name: decode(tensor.datatype, data) for tensor, data in pairs}
+    return [(tensor.name, tensor.datatype, data) for tensor, data in pairs]
 
 
 def _start_failure(url: str, where: str, error: Any) -> str:

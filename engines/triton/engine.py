@@ -77,11 +77,11 @@ class TritonEngine(StreamEngine):
         await self._health.watch()
 
     async def check_unload(self) -> None:
-        with _unload_errors():
+        with unload_errors():
             await self._client.repository.check_control()
 
     async def unload(self) -> None:
-        with _unload_errors():
+        with unload_errors():
             async with self._health.retiring():
                 await self._client.repository.unload()
 
@@ -116,7 +116,8 @@ class TritonEngine(StreamEngine):
 
 
 @contextlib.contextmanager
-def _unload_errors() -> Iterator[None]:
+def unload_errors() -> Iterator[None]:
+    """Of Triton, as an EngineError."""
     try:
         yield
     except TritonError as error:

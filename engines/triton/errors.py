@@ -9,6 +9,8 @@ from typing import Any
 
 import grpc
 
+from engines.types import HOSTED_FAILURE
+
 
 class Fault(Enum):
     """What a failed call says of the model."""
@@ -51,7 +53,7 @@ def translated(error: Any) -> TritonError:
 
 # As Triton's own words have it.
 _WORDS = {
-    Fault.DEAD: ("stub process",),
+    Fault.DEAD: ("stub process", HOSTED_FAILURE),
     Fault.BUSY: ("maximum queue size", "timeout expired"),
     Fault.AWAY: ("unknown model", "is not ready", "no available versions"),
     Fault.REQUEST: ("unexpected shape", "inference input", "input byte size", "batch-size must be"),

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from batching import worker
+from batching import switchboard, worker
 from batching.batcher import Batcher
 from batching.client import Receiver, WorkerClient
 from batching.protocol import Abort, Started, Submit, WorkerConfig, frame
@@ -169,7 +169,7 @@ async def test_a_gateway_that_stops_reading_stalls_nobody_and_is_cut(socket_path
 
 
 async def test_statistics_reach_every_gateway(socket_path, monkeypatch):
-    monkeypatch.setattr(worker, "STATS_INTERVAL", 0.005)
+    monkeypatch.setattr(switchboard, "STATS_INTERVAL", 0.005)
     async with serving(socket_path, delay_ms=1) as served:
         clients = [await served.connect() for _ in range(2)]
         receiver = clients[0].submit(ask("r", [1] * 70, 40))
