@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from batching.batcher import Deliver
 from batching.protocol import PROTOCOL, Abort, Deltas, ProtocolError, Stats, Submit, frame, from_worker, messages_in
-from batching.refusals import away, overloaded, waited_in_vain
+from batching.refusals import away, check_request, overloaded, waited_in_vain
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
 from engines.base import EngineError, RemoteEngine
@@ -25,10 +26,19 @@ RETRY_MS = 2000
 log = logging.getLogger("penstock.relay")
 
 
+@dataclass(slots=True, frozen=True)
+class RelayConfig:
+    """Of `scheduler` what bounds a wait. `started` is called once, with the first session: then requests can come."""
+
+    scheduler: SchedulerConfig
+    restarts: int
+    started: Callable[[], None]
+
+
 class Relay:
     """Runs until it is cancelled. All methods belong to the worker's event loop."""
 
-    def __init__(self, engine: RemoteEngine, config: SchedulerConfig, restarts: int, deliver: Deliver) -> None:
+    def __init__(self, engine: RemoteEngine, config: RelayConfig, deliver: Deliver) -> None:
         """Raises EngineError: the other side speaks another version of the protocol."""
         if engine.protocol != PROTOCOL:
             raise EngineError(
@@ -37,31 +47,38 @@ class Relay:
             )
         self._engine = engine
         self._config = config
+        self._scheduler = config.scheduler
         self._deliver = deliver
-        self._restarts = restarts
+        self._has_started = False
         self._stats = WorkerStats(ready=False)
         self._is_connected = False
         self._open: dict[str, GenerationRequest] = {}
 
     def add(self, request: GenerationRequest) -> None:
-        if (error := self._refusal()) is not None:
+        if (error := self._refusal(request)) is not None:
             self._deliver([_failed(request.request_id, error)])
             return
+        room = self._engine.info.max_model_len - len(request.prompt_token_ids)
+        if request.sampling.max_tokens > room:
+            request = replace(request, sampling=replace(request.sampling, max_tokens=room))
         self._open[request.request_id] = request
         self._engine.send(frame(Submit(self._as_sent(request))))
 
-    def _refusal(self) -> RequestError | None:
+    def _refusal(self, request: GenerationRequest) -> RequestError | None:
+        """Our context may be shorter than theirs, and our queue too."""
+        if (error := check_request(request, self._engine.info, self._engine.info.max_model_len)) is not None:
+            return error
         if not (self._is_connected and self._engine.is_ready):
             return away()
         num_waiting = len(self._open) - self._engine.info.max_num_seqs  # of ours, at the least
-        if num_waiting >= self._config.max_queue:
+        if num_waiting >= self._scheduler.max_queue:
             return overloaded(num_waiting, RETRY_MS)
         return None
 
     def _as_sent(self, request: GenerationRequest) -> GenerationRequest:
         """In seconds from now, since the other side may have another clock. Only its queue looks at the deadline."""
         now = time.monotonic()
-        deadline = min(request.deadline, request.arrival + self._config.queue_timeout)
+        deadline = min(request.deadline, request.arrival + self._scheduler.queue_timeout)
         return replace(request, arrival=request.arrival - now, deadline=deadline - now)
 
     def abort(self, request_id: str) -> None:
@@ -71,7 +88,7 @@ class Relay:
     def snapshot(self) -> WorkerStats:
         """The other worker's own, of all its gateways."""
         is_ready = self._is_connected and self._engine.is_ready
-        return replace(self._stats, ready=is_ready, restarts=self._restarts)
+        return replace(self._stats, ready=is_ready, restarts=self._config.restarts)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -86,8 +103,8 @@ class Relay:
         try:
             async with contextlib.aclosing(self._engine.session()) as session:
                 async for frames in session:
-                    self._is_connected = True
                     self._receive(frames)
+                    self._has_session()
         except ProtocolError as error:
             log.error("what came is no message, the session is ended: %s", error)
         finally:
@@ -96,6 +113,12 @@ class Relay:
             lost, self._open = self._open, {}
             if lost:
                 self._deliver([_failed(request_id, _LOST) for request_id in lost])
+
+    def _has_session(self) -> None:
+        self._is_connected = True
+        if not self._has_started:
+            self._has_started = True
+            self._config.started()
 
     async def _leave_when_idle(self) -> None:
         """A model that is to be unloaded waits for the end of its sessions."""

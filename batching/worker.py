@@ -36,7 +36,7 @@ from batching.protocol import (
     read_message,
     to_worker,
 )
-from batching.relay import Relay
+from batching.relay import Relay, RelayConfig
 from batching.scheduler import Scheduler
 from batching.stream_batcher import StreamBatcher
 from batching.switchboard import AnyBatcher, Gateway, Switchboard
@@ -174,8 +174,8 @@ def run(config: WorkerConfig, answer: int) -> None:
     listener = listen(config.socket_path)
     engine = registry.create(config.engine)
     if isinstance(engine, RemoteEngine):
-        worker = Worker(partial(Relay, engine, config.scheduler, config.restarts), remote=engine)
-        announce(answer, Started(engine.info))
+        started = partial(announce, answer, Started(engine.info))
+        worker = Worker(partial(Relay, engine, RelayConfig(config.scheduler, config.restarts, started)), remote=engine)
     elif isinstance(engine, StreamEngine):
         announce(answer, Started(engine.info))
         worker = Worker(partial(StreamBatcher, engine, config.scheduler, config.restarts), remote=engine)

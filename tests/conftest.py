@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from batching.triton_parameters import ModelParameters
+from server.settings_models import BUNDLED_FOLDER
 from tests import postgres_server
+from tests.hosted_models import HostedModel
 from tests.postgres_server import PostgresServer
 from tests.quota.redis_server import WHY_NOT, RedisServer, is_installed
 from tests.triton_server import MODELS, TritonServer, running_triton
@@ -74,3 +77,12 @@ def postgres() -> Iterator[PostgresServer]:
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """One server for all tests that do it no harm."""
     yield from running_triton(tmp_path_factory.mktemp("triton"), MODELS)
+
+
+@pytest.fixture(scope="session")
+def hosting_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """One whose models are workers of ours; for tests that do it no harm."""
+    paced = ModelParameters("fake", max_model_len=256, options='{"delay_ms": 4}')
+    chat = ModelParameters("torch", "model", dtype="float32", max_model_len=256, options='{"threads": 1}')
+    models = [HostedModel("contract", paced), HostedModel("fast"), HostedModel("chat", chat, BUNDLED_FOLDER)]
+    yield from running_triton(tmp_path_factory.mktemp("hosting-triton"), models, with_packages=True)

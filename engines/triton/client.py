@@ -6,6 +6,7 @@ https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_servic
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 

@@ -45,9 +45,15 @@ def _triton(request: pytest.FixtureRequest) -> EngineConfig:
     return EngineConfig("triton", max_model_len=CONTEXT, name="m@1", url=server.url, remote_model="tokens-slow")
 
 
+def _hosted(request: pytest.FixtureRequest) -> EngineConfig:
+    server = request.getfixturevalue("hosting_triton")
+    return EngineConfig("triton", name="m@1", url=server.url, remote_model="contract")
+
+
 KINDS: dict[str, Kind] = {
     "fake": Kind(_fake, samples=False),
     "torch": Kind(_torch),
     "onnx": Kind(_onnx),
     "triton": Kind(_triton, samples=False, is_stepped=False, chain=b"!chain"),
+    "hosted": Kind(_hosted, samples=False, is_stepped=False),
 }
