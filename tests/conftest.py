@@ -82,7 +82,6 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
 @pytest.fixture(scope="session")
 def hosting_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """One whose models are workers of ours; for tests that do it no harm."""
-    paced = ModelParameters("fake", max_model_len=256, options='{"delay_ms": 4}')
     chat = ModelParameters("torch", "model", dtype="float32", max_model_len=256, options='{"threads": 1}')
-    models = [HostedModel("contract", paced), HostedModel("fast"), HostedModel("chat", chat, BUNDLED_FOLDER)]
+    models = [HostedModel("fake"), HostedModel("chat", chat, BUNDLED_FOLDER)]
     yield from running_triton(tmp_path_factory.mktemp("hosting-triton"), models, with_packages=True)

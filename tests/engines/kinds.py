@@ -47,7 +47,7 @@ def _triton(request: pytest.FixtureRequest) -> EngineConfig:
 
 def _hosted(request: pytest.FixtureRequest) -> EngineConfig:
     server = request.getfixturevalue("hosting_triton")
-    return EngineConfig("triton", name="m@1", url=server.url, remote_model="contract")
+    return EngineConfig("triton", name="m@1", url=server.url, remote_model="chat")
 
 
 KINDS: dict[str, Kind] = {
@@ -55,5 +55,5 @@ KINDS: dict[str, Kind] = {
     "torch": Kind(_torch),
     "onnx": Kind(_onnx),
     "triton": Kind(_triton, samples=False, is_stepped=False, chain=b"!chain"),
-    "hosted": Kind(_hosted, samples=False, is_stepped=False),
+    "hosted": Kind(_hosted, is_stepped=False),
 }
