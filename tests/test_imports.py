@@ -32,6 +32,7 @@ HOMES = {
     "onnx": ("engines/onnx/",),
     "tritonclient": ("engines/triton/",),
     "grpc": ("engines/triton/",),
+    "triton_python_backend_utils": ("batching/triton_model.py",),
     "openai": (),
     "pydantic": ("server/",),
 }

@@ -18,6 +18,7 @@ from batching.protocol import (
     WorkerConfig,
     frame,
     from_worker,
+    messages_in,
     read_message,
     to_worker,
 )
@@ -129,3 +130,16 @@ async def test_a_nest_of_arrays_is_no_message():
 async def test_half_a_frame_is_the_end():
     with pytest.raises(asyncio.IncompleteReadError):
         await read_message(fed(frame(Abort("r"))[:-1]), to_worker)
+
+
+def test_frames_in_one_piece():
+    messages = [Abort("a"), Abort("b")]
+    data = b"".join(frame(message) for message in messages)
+    assert messages_in(data, to_worker) == messages
+    assert messages_in(b"", to_worker) == []
+
+
+@pytest.mark.parametrize("data", [b"\0\0", frame(Abort("a"))[:-1], frame(Abort("a")) + b"\0", b"\0\0\0\1\xc1"])
+def test_frames_that_are_none(data):
+    with pytest.raises(ProtocolError):
+        messages_in(data, to_worker)
