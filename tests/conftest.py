@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from batching.triton_parameters import ModelParameters
 from server.settings_models import BUNDLED_FOLDER
 from tests import postgres_server
-from tests.hosted_models import HostedModel
+from tests.hosted_models import HostedModel, paced
 from tests.postgres_server import PostgresServer
 from tests.quota.redis_server import WHY_NOT, RedisServer, is_installed
 from tests.triton_server import MODELS, TritonServer, running_triton
@@ -82,6 +81,6 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
 @pytest.fixture(scope="session")
 def hosting_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """One whose models are workers of ours; for tests that do it no harm."""
-    chat = ModelParameters("torch", "model", dtype="float32", max_model_len=256, options='{"threads": 1}')
-    models = [HostedModel("fake"), HostedModel("chat", chat, BUNDLED_FOLDER)]
+    chat = ("--dtype", "float32", "--max-model-len", "256", "--options", '{"threads": 1}')
+    models = [HostedModel("fake"), paced("m", 5), HostedModel("chat", chat, str(BUNDLED_FOLDER))]
     yield from running_triton(tmp_path_factory.mktemp("hosting-triton"), models, with_packages=True)

@@ -19,7 +19,6 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from batching.batcher import Batcher
 from batching.relay import Relay, RelayConfig
 from batching.scheduler import Scheduler, SchedulerConfig
-from batching.triton_parameters import ModelParameters
 from engines import registry
 from engines.base import EngineError
 from engines.fake import fake_answer
@@ -35,7 +34,7 @@ from engines.types import (
 )
 from server.settings_models import BUNDLED_FOLDER
 from tests.fakes import eventually
-from tests.hosted_models import HostedModel
+from tests.hosted_models import HostedModel, paced
 from tests.triton_server import TritonServer, running_triton
 
 pytestmark = pytest.mark.triton
@@ -43,15 +42,11 @@ pytestmark = pytest.mark.triton
 ENDLESS = 900_000
 
 
-def slow(**changes: Any) -> ModelParameters:
-    return ModelParameters("fake", options='{"delay_ms": 10}', **changes)
-
-
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    names = ("killed", "stopped", "unloaded", "left", "reloaded")
-    models = [HostedModel(name, slow()) for name in names] + [HostedModel("narrow", slow(max_num_seqs=1, max_queue=2))]
-    models += [HostedModel("failing", ModelParameters("fake", options='{"delay_ms": 10, "fail_at_step": 20}'))]
+    models = [paced(name, 10) for name in ("killed", "stopped", "unloaded", "left")]
+    models += [paced("narrow", 10, "--max-num-seqs", "1", "--max-queue", "2")]
+    models += [HostedModel("failing", ("--options", '{"delay_ms": 10, "fail_at_step": 20}'))]
     yield from running_triton(tmp_path_factory.mktemp("mortal-host"), models, with_packages=True)
 
 
@@ -63,10 +58,10 @@ def build(server: TritonServer, model: str, **config: Any) -> HostedEngine:
     return engine
 
 
-def ask(request_id: str, prompt: list[int], max_tokens: int) -> GenerationRequest:
-    """Greedy."""
+def ask(request_id: str, prompt: list[int], max_tokens: int, **sampling: Any) -> GenerationRequest:
+    """Greedy, unless said otherwise."""
     now = time.monotonic()
-    params = SamplingParams(max_tokens, temperature=0.0)
+    params = SamplingParams(max_tokens, **({"temperature": 0.0} | sampling))
     return GenerationRequest(request_id, "account", prompt, params, arrival=now, deadline=now + 600)
 
 
@@ -78,8 +73,11 @@ class Client:
     deltas: dict[str, list[OutputDelta]] = field(default_factory=dict)
 
     def submit(self, request_id: str, prompt: list[int], max_tokens: int = 12) -> None:
-        self.deltas[request_id] = []
-        self.relay.add(ask(request_id, prompt, max_tokens))
+        self.add(ask(request_id, prompt, max_tokens))
+
+    def add(self, request: GenerationRequest) -> None:
+        self.deltas[request.request_id] = []
+        self.relay.add(request)
 
     def take(self, deltas: list[OutputDelta]) -> None:
         for delta in deltas:
@@ -150,21 +148,26 @@ async def test_sixty_four_answers_and_far_fewer_responses(hosting_triton: Triton
     assert after["execution_count"] - before["execution_count"] < 20, "what is said together is one request"
 
 
+SAMPLED = {"temperature": 1.0, "top_p": 0.9, "frequency_penalty": 0.5, "logit_bias": {5: -100.0}}
+WAYS: list[dict[str, Any]] = [{}, *({"seed": seed, **SAMPLED} for seed in range(4)), {"min_tokens": 3, "top_k": 20}]
+
+
 async def test_the_bundled_model_answers_as_on_the_native_engine(hosting_triton: TritonServer) -> None:
-    prompts = {f"r{i}": [3 + (11 * i + j) % 200 for j in range(5 + 9 * i)] for i in range(6)}
+    """Greedy, and sampled with what the native engine knows."""
+    asked = [ask(f"r{i}", [3 + (11 * i + j) % 200 for j in range(5 + 9 * i)], 40, **way) for i, way in enumerate(WAYS)]
     config = EngineConfig("torch", str(BUNDLED_FOLDER), dtype="float32", max_model_len=256, options={"threads": 1})
-    native = await on_the_native_engine(config, prompts)
+    native = await on_the_native_engine(config, asked)
     async with connected(hosting_triton, "chat") as client:
-        for request_id, prompt in prompts.items():
-            client.submit(request_id, prompt, 40)
-        ends = [await client.end_of(request_id) for request_id in prompts]
-    assert {request_id: client.tokens(request_id) for request_id in prompts} == native
-    assert [end.finish_reason for end in ends] == [FinishReason.LENGTH] * len(prompts)
+        for request in asked:
+            client.add(request)
+        ends = [await client.end_of(request.request_id) for request in asked]
+    assert [client.tokens(request.request_id) for request in asked] == native
+    assert [end.finish_reason for end in ends] == [FinishReason.LENGTH] * len(asked)
 
 
-async def on_the_native_engine(config: EngineConfig, prompts: dict[str, list[int]]) -> dict[str, list[int]]:
+async def on_the_native_engine(config: EngineConfig, asked: list[GenerationRequest]) -> list[list[int]]:
     engine: Any = await asyncio.to_thread(registry.create, config)
-    answers: dict[str, list[int]] = {request_id: [] for request_id in prompts}
+    answers: dict[str, list[int]] = {request.request_id: [] for request in asked}
 
     def deliver(deltas: list[OutputDelta]) -> None:
         for delta in deltas:
@@ -172,13 +175,13 @@ async def on_the_native_engine(config: EngineConfig, prompts: dict[str, list[int
 
     batcher = Batcher(engine, Scheduler(engine.info, SchedulerConfig()), deliver)
     running = asyncio.create_task(batcher.run())
-    for request_id, prompt in prompts.items():
-        batcher.add(ask(request_id, prompt, 40))
+    for request in asked:
+        batcher.add(request)
     await eventually(lambda: all(len(tokens) == 40 for tokens in answers.values()), 60)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     engine.close()
-    return answers
+    return list(answers.values())
 
 
 async def test_an_abort_tells_what_was_computed_and_nobody_else_notices(mortal: TritonServer) -> None:
@@ -210,7 +213,7 @@ async def test_waiting_is_bounded_in_number_and_in_time(mortal: TritonServer) ->
     """In number by the model's queue, in time by the gateway's patience."""
     async with connected(mortal, "narrow", queue_timeout=0.5) as client:
         for name in ("runs", "waits", "waits too", "too many"):
-            client.submit(name, [1], 200)
+            client.submit(name, [1], 100)
         error = (await client.end_of("too many")).error
         assert error is not None
         assert error.code is ErrorCode.OVERLOADED
@@ -289,7 +292,7 @@ async def test_a_failed_step_ends_everything_and_the_model_is_loaded_anew(mortal
 
 async def test_an_unload_waits_for_answers_and_not_for_the_session(mortal: TritonServer) -> None:
     async with connected(mortal, "unloaded") as client:
-        client.submit("r", [1], 150)
+        client.submit("r", [1], 60)
         await client.has_begun("r")
         control(mortal, "unloaded", "unload")
         await eventually(lambda: not client.relay.snapshot().ready)
@@ -322,14 +325,3 @@ def test_a_session_that_nobody_opened(mortal: TritonServer) -> None:
         request = engine._request(SessionAction.SAY, 5)
         (answer,) = GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request]), timeout=30)
     assert "no such session" in answer.error_message
-
-
-async def test_a_killed_server_and_its_successor(mortal: TritonServer) -> None:
-    async with connected(mortal, "left") as client:
-        client.submit("r", [1], ENDLESS)
-        await client.has_begun("r")
-        mortal.kill()
-        assert (await client.end_of("r")).finish_reason is FinishReason.ERROR
-        await eventually(lambda: not client.relay.snapshot().ready)
-        mortal.start()
-        await client.is_well_again()
