@@ -107,6 +107,7 @@ class Host(Switchboard):
         self._responses = Responses(pb_utils)
         self._sessions: dict[int, Session] = {}
         self._failure = ""
+        self._lock = threading.Lock()  # of what a request meets: a loop that runs, or its last word
         self._loop = asyncio.new_event_loop()
         self._task: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -133,33 +134,42 @@ class Host(Switchboard):
         try:
             action, session = (_array(request, name).flat[0] for name in ("action", "session"))
             frames = _array(request, "frames")
-            if self._failure:
-                raise ProtocolError(self._failure)
             call = partial(self._handle_request, int(action), int(session), b"" if frames is None else frames.tobytes())
-            self._loop.call_soon_threadsafe(call, sender)
+            with self._lock:
+                if self._failure:
+                    raise ProtocolError(self._failure)
+                self._loop.call_soon_threadsafe(call, sender)
         except Exception as error:  # a request without an end would be waited for, for ever
             self._responses.finish(sender, str(error) or type(error).__name__)
 
     # --- the event loop's
 
     def _handle_request(self, action: int, session: int, frames: bytes, sender: Any) -> None:
+        """Whatever happens it has an end, but the request that opens a session: that ends with the session."""
+        error = ""
         try:
-            match action:
-                case SessionAction.ASK:
-                    self._responses.put(sender, self._welcome, "welcome")
-                case SessionAction.OPEN:
-                    self._open(session, sender)
-                    return
-                case SessionAction.SAY:
-                    self._hear(self._known(session), messages_in(frames, to_worker))
-                case SessionAction.CLOSE:
-                    self._end(session)
-                case _:
-                    raise ProtocolError(f"action {action}: unknown")
-        except ProtocolError as error:
-            self._responses.finish(sender, f"penstock: {error}")
-        else:
-            self._responses.finish(sender)
+            self._act(action, session, frames, sender)
+        except ProtocolError as reason:
+            error = f"penstock: {reason}"
+        except Exception:
+            log.exception("a request can't be handled")
+            error = "penstock: this request can't be handled"
+        if error or action != SessionAction.OPEN:
+            self._responses.finish(sender, error)
+
+    def _act(self, action: int, session: int, frames: bytes, sender: Any) -> None:
+        """Raises ProtocolError."""
+        match action:
+            case SessionAction.ASK:
+                self._responses.put(sender, self._welcome, "welcome")
+            case SessionAction.OPEN:
+                self._open(session, sender)
+            case SessionAction.SAY:
+                self._hear(self._known(session), messages_in(frames, to_worker))
+            case SessionAction.CLOSE:
+                self._end(session)
+            case _:
+                raise ProtocolError(f"action {action}: unknown")
 
     def _open(self, session: int, sender: Any) -> None:
         if session in self._sessions:
@@ -210,7 +220,9 @@ class Host(Switchboard):
 
     def _fail(self, reason: str) -> None:
         """Everybody is told, now and later."""
-        self._failure = reason
+        with self._lock:
+            self._failure = reason
+        self._loop.run_until_complete(asyncio.sleep(0))  # requests that came just before
         for session in self._sessions.values():
             self._responses.finish(session.sender, reason)
         self._sessions.clear()

@@ -42,6 +42,10 @@ class HostedEngine(RemoteEngine):
         self._client = TritonClient(config.url, config.remote_model, config.remote_version)
         self._specs = model.inputs
         answer = self._client.ask(self._inputs(SessionAction.ASK), self._specs, "welcome")
+        if not answer:
+            raise EngineError(
+                f"{model.where}: its answers are empty: Triton's Python needs another numpy (see the README)"
+            )
         try:
             welcome = msgspec.json.decode(answer, type=Welcome)
         except msgspec.MsgspecError:
