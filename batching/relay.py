@@ -71,7 +71,7 @@ class Relay:
         if not (self._is_connected and self._engine.is_ready):
             return away()
         num_waiting = len(self._open) - self._engine.info.max_num_seqs  # of ours, at the least
-        if num_waiting >= self._scheduler.max_queue:
+        if num_waiting >= self._scheduler.max_queue and not request.output_token_ids:  # as for the queue over there
             return overloaded(num_waiting, RETRY_MS)
         return None
 
