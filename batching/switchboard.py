@@ -35,10 +35,6 @@ class Gateway(Protocol):
     def send(self, message: FromWorker) -> None:
         """Never waits."""
 
-    @property
-    def is_sent(self) -> bool:
-        """Whether everything is on its way."""
-
     def close(self) -> None: ...
 
 

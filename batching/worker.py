@@ -119,7 +119,7 @@ class Worker(Switchboard):
         gateway.send(await self._departure.carry_out(message))
 
     def _all_is_sent(self) -> bool:
-        return all(gateway.is_sent for gateway in self._gateways)
+        return all(gateway.is_sent for gateway in self._gateways if isinstance(gateway, SocketGateway))
 
 
 def listen(socket_path: str) -> socket.socket:

@@ -50,6 +50,12 @@ class PaperRemote(RemoteEngine):
     def hang_up(self) -> None:
         self.hung_up = True
 
+    async def check_unload(self) -> None: ...
+
+    async def unload(self) -> None: ...
+
+    def resume(self) -> None: ...
+
 
 @dataclass
 class Bench:

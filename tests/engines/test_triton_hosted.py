@@ -325,3 +325,16 @@ def test_a_session_that_nobody_opened(mortal: TritonServer) -> None:
         request = engine._request(SessionAction.SAY, 5)
         (answer,) = GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request]), timeout=30)
     assert "no such session" in answer.error_message
+
+
+async def test_an_unload_on_purpose_ends_the_session_first(mortal: TritonServer) -> None:
+    """And nothing loads it again before it is asked to serve after all."""
+    async with connected(mortal, "unloaded") as client:
+        engine = client.relay._engine
+        await engine.check_unload()
+        await engine.unload()
+        assert not client.relay.snapshot().ready
+        await eventually(lambda: not mortal.stubs("unloaded"))
+        control(mortal, "unloaded", "load")
+        engine.resume()
+        await client.is_well_again()
