@@ -21,6 +21,8 @@ def check_request(request: GenerationRequest, info: EngineInfo, max_model_len: i
         message = "max_tokens: expected at least 1."
     elif output and _is_answered(request, info, max_model_len):
         message = "The answer that was begun leaves nothing to add."
+    elif request.sampling.grammar is not None and not info.takes_grammars:
+        message = "The engine of this model can't hold its answers to a grammar."
     else:
         return None
     return RequestError(ErrorCode.INVALID, message)

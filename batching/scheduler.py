@@ -234,13 +234,20 @@ class Scheduler:
             sequence = self._by_id.get(item.sequence_id)
             if sequence is None:  # it ended while this step was under way
                 continue
-            reason = sequence.append(result.tokens[item.sequence_id]) if item.samples else None
+            reason = self._append(sequence, result) if item.samples else None
             self._publish(sequence, item)
             if item.samples:
-                deltas.append(self._delta(sequence, reason))
+                deltas.append(self._delta(sequence, reason, result.ended.get(item.sequence_id)))
             if reason is not None:
                 self._finish(sequence)
         return deltas
+
+    def _append(self, sequence: Sequence, result: StepResult) -> FinishReason | None:
+        """A complete grammar ends an answer as a stop token does."""
+        reason = sequence.append(result.tokens[sequence.sequence_id])
+        if sequence.sequence_id not in result.ended:
+            return reason
+        return FinishReason.STOP if result.ended[sequence.sequence_id] is None else FinishReason.ERROR
 
     def _publish(self, sequence: Sequence, item: ScheduledSequence) -> None:
         """The blocks that this step filled can be shared from now on, if the sequence still has them."""
@@ -251,9 +258,9 @@ class Scheduler:
         for index in range(first, end):
             self.pool.publish(item.block_table[index], hashes[index])
 
-    def _delta(self, sequence: Sequence, reason: FinishReason | None) -> OutputDelta:
+    def _delta(self, sequence: Sequence, reason: FinishReason | None, error: RequestError | None) -> OutputDelta:
         request = sequence.request
-        delta = OutputDelta(request.request_id, [sequence.token_ids[-1]], reason)
+        delta = OutputDelta(request.request_id, [sequence.token_ids[-1]], reason, error)
         if sequence.num_output_tokens == len(request.output_token_ids) + 1:
             delta.cached_tokens = sequence.num_cached_tokens
             delta.queue_seconds = (sequence.first_scheduled or request.arrival) - request.arrival

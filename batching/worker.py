@@ -25,6 +25,7 @@ from batching import logs
 from batching.batcher import Batcher, Deliver
 from batching.child import announce, outlive_parent, take_stdout
 from batching.departure import Departure, Remote
+from batching.grammar_gate import GrammarGate
 from batching.protocol import (
     Control,
     FromWorker,
@@ -188,7 +189,7 @@ def run(config: WorkerConfig, answer: int) -> None:
         scheduler = Scheduler(engine.info, config.scheduler)
         scheduler.stats.restarts = config.restarts
         announce(answer, Started(replace(engine.info, max_model_len=scheduler.max_model_len)))
-        worker = Worker(partial(Batcher, engine, scheduler))
+        worker = Worker(lambda deliver: GrammarGate(Batcher(engine, scheduler, deliver), engine.grammars, deliver))
     asyncio.run(worker.serve(listener))
 
 

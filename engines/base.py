@@ -9,7 +9,16 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
-from engines.types import EngineInfo, GenerationRequest, OutputDelta, StepPlan, StepResult, TextBatch
+from engines.types import (
+    EngineInfo,
+    GenerationRequest,
+    Grammar,
+    OutputDelta,
+    RequestError,
+    StepPlan,
+    StepResult,
+    TextBatch,
+)
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -17,6 +26,15 @@ Result = TypeVar("Result")
 
 class EngineError(Exception):
     """An engine can't be built from its configuration. The message is one line that says what to change."""
+
+
+class Grammars(Protocol):
+    """The grammars that an engine has ready. A request with one may be scheduled once it is prepared."""
+
+    def is_ready(self, grammar: Grammar) -> bool: ...
+
+    async def prepare(self, grammar: Grammar) -> RequestError | None:
+        """Compile it, within bounds of time and memory; the answer, if any, refuses it."""
 
 
 class StepEngine(Protocol):
@@ -28,6 +46,9 @@ class StepEngine(Protocol):
 
     @property
     def info(self) -> EngineInfo: ...
+
+    @property
+    def grammars(self) -> Grammars | None: ...
 
     def submit(self, plan: StepPlan) -> Future[StepResult]: ...
 
@@ -153,6 +174,10 @@ class ThreadedEngine(ABC, Generic[Work, Result]):
 
 class ThreadedStepEngine(ThreadedEngine[StepPlan, StepResult]):
     """A StepEngine in a thread of its own."""
+
+    def __init__(self, info: EngineInfo, grammars: Grammars | None = None) -> None:
+        self.grammars = grammars
+        super().__init__(info)
 
 
 class VectorEngine(ThreadedEngine[TextBatch, list[bytes]]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.sampling import Sampler
+from engines.sampling import MatcherSource, Sampler
 from engines.types import ScheduledSequence, StepPlan, StepResult
 
 IntArray = NDArray[np.int64]
@@ -35,9 +35,9 @@ class SequenceRecord:
 class SequenceRecords:
     """All of an engine's sequences, and how each is sampled. Used from the engine's thread only."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, grammars: MatcherSource | None = None) -> None:
         self._records: dict[int, SequenceRecord] = {}
-        self._sampler = Sampler(vocab_size)
+        self._sampler = Sampler(vocab_size, grammars)
 
     def __getitem__(self, sequence_id: int) -> SequenceRecord:
         return self._records[sequence_id]
@@ -75,5 +75,8 @@ class SequenceRecords:
         for sequence_id, token in zip(sequence_ids, sampled.token_ids, strict=True):
             self._records[sequence_id].token_ids.append(token)
         broken = [self._records[sequence_ids[row]] for row in sampled.broken_rows]
-        result = StepResult(dict(zip(sequence_ids, sampled.token_ids, strict=True)))
+        result = StepResult(
+            dict(zip(sequence_ids, sampled.token_ids, strict=True)),
+            {sequence_ids[row]: problem for row, problem in sampled.ended.items()},
+        )
         return result, [record.blocks[: record.num_blocks] for record in broken]

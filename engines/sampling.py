@@ -1,8 +1,9 @@
 """Per-request sampling for a batch of logits rows, shared by the step engines. numpy only.
 
 Order of the adjustments, as in transformers: repetition penalty, presence and frequency penalties, logit bias, the
-ban of stop tokens before `min_tokens`; then temperature, top-k, top-p (of what top-k left), min-p. A token id
-outside the vocabulary in `logit_bias` or `stop_token_ids` has no effect here: refusing it is the gateway's task.
+ban of stop tokens before `min_tokens`, the grammar's mask; then temperature, top-k, top-p (of what top-k left), min-p.
+A token id outside the vocabulary in `logit_bias` or `stop_token_ids` has no effect here: refusing it is the gateway's
+task.
 
 Every random token takes exactly one uniform number from its sequence's own generator and is found by inverting the
 distribution in float64, row by row: with equal logits a seeded answer is the same alone and in a crowd.
@@ -10,14 +11,14 @@ distribution in float64, row by row: with equal logits a seeded answer is the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.types import SamplingParams
+from engines.types import ErrorCode, RequestError, SamplingParams
 
 FloatRow = NDArray[np.float32]
 IdRow = NDArray[np.int64]
@@ -26,12 +27,35 @@ _BLOCK = 512  # weights summed at a time where only one crossing is looked for
 _MIN_TEMPERATURE = 1e-30  # a float32 that can still be divided by
 
 
+class GrammarError(Exception):
+    """A grammar that can't be used, or not any further. The message is for the client."""
+
+
+class Matcher(Protocol):
+    """One sequence's place in its grammar (engines.grammars)."""
+
+    def banned(self) -> NDArray[np.bool_]:
+        """The tokens that can't come next [vocabulary]. Raises GrammarError."""
+
+    def advance(self, token: int) -> bool:
+        """Take the sampled token; whether nothing can follow it. Raises GrammarError."""
+
+
+class MatcherSource(Protocol):
+    def matcher(self, params: SamplingParams, vocab_size: int, tokens: Iterable[int] = ()) -> Matcher:
+        """For a sequence of which `tokens` were sampled already. Raises GrammarError."""
+
+
 @dataclass(slots=True)
 class SampledTokens:
-    """`token_ids[i]` continues row i. `broken_rows` had NaN or infinite logits: the best finite token was taken."""
+    """`token_ids[i]` continues row i. `broken_rows` had NaN or infinite logits: the best finite token was taken.
+
+    `ended` has the rows whose grammar ends with this token, as `StepResult.ended`.
+    """
 
     token_ids: list[int]
     broken_rows: list[int] = field(default_factory=list)
+    ended: dict[int, RequestError | None] = field(default_factory=dict)
 
 
 class TokenCounts:
@@ -74,8 +98,12 @@ class SequenceSampler:
         params: SamplingParams,
         vocab_size: int,
         output_token_ids: Sequence[int] = (),
+        grammar: Matcher | None = None,
+        failure: str = "",
     ) -> None:
         self.params = params
+        self.failure = failure  # of its grammar
+        self._grammar = grammar
         self.greedy = params.is_greedy
         self.truncates = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
         self.temperature = max(params.temperature, _MIN_TEMPERATURE)
@@ -85,9 +113,11 @@ class SequenceSampler:
         self._banned = np.array([t for t in params.stop_token_ids if 0 <= t < vocab_size], dtype=np.int64)
         self._counts = self._initial_counts(prompt_token_ids)
         bans = params.min_tokens > 0 and self._banned.size > 0
-        self.adjusts = self._counts is not None or self._bias_ids.size > 0 or bans
+        self.adjusts = (
+            self._counts is not None or self._bias_ids.size > 0 or bans or grammar is not None or bool(failure)
+        )
         for token in output_token_ids:
-            self.record(token)
+            self._count(token)
 
     def _initial_counts(self, prompt_token_ids: Sequence[int]) -> TokenCounts | None:
         params = self.params
@@ -108,11 +138,31 @@ class SequenceSampler:
         if self._num_generated < self.params.min_tokens:
             row[self._banned] = -np.inf
 
-    def record(self, token: int) -> None:
-        """Count a sampled token. Needed only for a sequence that `adjusts`."""
+    def mask(self, row: FloatRow) -> None:
+        """Leave only the tokens that the grammar allows, in place."""
+        if self._grammar is None or self.failure:
+            return
+        try:
+            row[self._grammar.banned()] = -np.inf
+        except GrammarError as error:
+            self.failure = str(error)
+
+    def record(self, token: int) -> bool:
+        """Count a sampled token; whether the grammar ends with it. Needed only for a sequence that `adjusts`."""
+        self._count(token)
+        return bool(self.failure) or (self._grammar is not None and self._advance(self._grammar, token))
+
+    def _count(self, token: int) -> None:
         self._num_generated += 1
         if self._counts is not None:
             self._counts.add(token)
+
+    def _advance(self, grammar: Matcher, token: int) -> bool:
+        try:
+            return grammar.advance(token)
+        except GrammarError as error:
+            self.failure = str(error)
+            return True
 
 
 def _generator(seed: int | None, num_taken: int) -> np.random.Generator:
@@ -150,8 +200,9 @@ class _Batch:
 class Sampler:
     """The sampling states of all live sequences. Used from the engine's thread only."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, grammars: MatcherSource | None = None) -> None:
         self._vocab_size = vocab_size
+        self._grammars = grammars
         self._states: dict[int, SequenceSampler] = {}
         self._batch = _Batch([], [], [], [], [])
 
@@ -162,8 +213,20 @@ class Sampler:
         params: SamplingParams,
         output_token_ids: Sequence[int] = (),
     ) -> None:
-        state = SequenceSampler(prompt_token_ids, params, self._vocab_size, output_token_ids)
-        self._states[sequence_id] = state
+        grammar, failure = self._open_grammar(params, output_token_ids)
+        self._states[sequence_id] = SequenceSampler(
+            prompt_token_ids, params, self._vocab_size, output_token_ids, grammar, failure
+        )
+
+    def _open_grammar(self, params: SamplingParams, output_token_ids: Sequence[int]) -> tuple[Matcher | None, str]:
+        """Where the tokens so far have led. One that can't be used after all fails its own sequence, not the step."""
+        if params.grammar is None:
+            return None, ""
+        assert self._grammars is not None, "refused by batching.refusals"
+        try:
+            return self._grammars.matcher(params, self._vocab_size, output_token_ids), ""
+        except GrammarError as error:
+            return None, str(error)
 
     def remove(self, sequence_id: int) -> None:
         self._states.pop(sequence_id, None)
@@ -175,11 +238,14 @@ class Sampler:
         batch = self._batch_of(sequence_ids)
         for row in batch.adjusting:
             batch.states[row].adjust(logits[row])
+            batch.states[row].mask(logits[row])
         result = SampledTokens([0] * len(sequence_ids))
         _sample_greedy(batch, logits, result)
         _sample_random(batch, logits, result)
         for row in batch.adjusting:
-            batch.states[row].record(result.token_ids[row])
+            if batch.states[row].record(result.token_ids[row]):
+                failure = batch.states[row].failure
+                result.ended[row] = RequestError(ErrorCode.INVALID_GRAMMAR, failure) if failure else None
         return result
 
     def _batch_of(self, sequence_ids: list[int]) -> _Batch:

@@ -37,6 +37,7 @@ class ErrorCode(StrEnum):
     QUEUE_TIMEOUT = "queue_timeout"  # waited too long for its first step
     DEADLINE = "deadline_exceeded"  # out of time: its client has given up by now
     INVALID = "invalid_request"  # the engine can't run it, whatever its state
+    INVALID_GRAMMAR = "invalid_grammar"  # it can't be compiled, or leaves no token to choose
     ENGINE_FAILED = "engine_failed"  # a step failed, or the worker died
     UNLOADED = "model_unloaded"  # the model is being taken out of service
 
@@ -54,6 +55,19 @@ class RequestError:
     code: ErrorCode
     message: str  # for the client: no internals
     retry_after_ms: int | None = None
+
+
+class GrammarKind(StrEnum):
+    JSON_SCHEMA = "json_schema"
+    LARK = "lark"  # as llguidance writes it: JSON schemas, regular expressions and special tokens in a grammar
+
+
+@dataclass(slots=True, frozen=True)
+class Grammar:
+    """What an answer is held to: its tokens' bytes together are a text of this language."""
+
+    kind: GrammarKind
+    text: str
 
 
 @dataclass(slots=True, frozen=True)
@@ -78,6 +92,7 @@ class SamplingParams:
     logit_bias: dict[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
+    grammar: Grammar | None = None  # a stop token is sampled only where a text of it is complete
 
     @property
     def is_greedy(self) -> bool:
@@ -159,11 +174,13 @@ class OutputDelta:
 
 @dataclass(slots=True)
 class Usage:
-    """Token counts of one request; `cached_tokens` is a part of `prompt_tokens`."""
+    """Token counts of one request. `cached_tokens` is a part of `prompt_tokens`, `reasoning_tokens` one of
+    `completion_tokens`."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -189,6 +206,7 @@ class EngineConfig:
     task: str = "auto"  # auto | generate | embed | score; auto: as the model's files say
     pooling: str = "auto"  # auto | mean | cls | last
     matryoshka: bool = False  # the first components of a vector are an embedding too, whatever config.json says
+    vocabulary: str = ""  # the file with the tokens' bytes (engines.vocabulary); "": no grammars
 
 
 @dataclass(slots=True, frozen=True)
@@ -224,6 +242,7 @@ class EngineInfo:
     continuation: Continuation = Continuation.NONE  # of `GenerationRequest.output_token_ids`
     task: Task = Task.GENERATE
     vectors: VectorInfo | None = None  # of the other tasks
+    takes_grammars: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -272,9 +291,13 @@ class StepPlan:
 
 @dataclass(slots=True)
 class StepResult:
-    """`tokens` has the sampled token of every scheduled sequence with `samples`."""
+    """`tokens` has the sampled token of every scheduled sequence with `samples`.
+
+    `ended` has those whose grammar ends with that token: None, it is complete and nothing can follow; or what is wrong.
+    """
 
     tokens: dict[int, int] = field(default_factory=dict)
+    ended: dict[int, RequestError | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)

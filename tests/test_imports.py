@@ -31,6 +31,7 @@ HOMES = {
     "onnxruntime": ("engines/onnx/",),
     "onnx": ("engines/onnx/",),
     "tritonclient": ("engines/triton/",),
+    "llguidance": ("engines/grammars/",),
     "grpc": ("engines/triton/",),
     "triton_python_backend_utils": ("batching/triton_model.py",),
     "openai": (),
@@ -92,7 +93,7 @@ def test_the_gateway_starts_without_torch() -> None:
     import subprocess
     import sys
 
-    heavy = {"torch", "transformers", "redis", "grpc", "tritonclient"}
+    heavy = {"torch", "transformers", "redis", "grpc", "tritonclient", "llguidance"}
     code = f"import sys, server.cli_serve, batching.worker; print({heavy} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "set()"

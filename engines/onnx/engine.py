@@ -12,6 +12,7 @@ from pathlib import Path
 from engines import memory
 from engines.base import EngineError, ThreadedStepEngine
 from engines.capacity import KVSpace, plan_capacity
+from engines.grammars.store import open_store
 from engines.onnx.batches import BatchRules
 from engines.onnx.decoder import Decoder
 from engines.onnx.folder import GraphFile, ModelConfig, find_graph
@@ -48,7 +49,8 @@ class OnnxEngine(ThreadedStepEngine):
         space = _kv_space(options, loaded, ModelConfig(folder))
         capacity = plan_capacity(config, space)
         self._cache = PagedKVCache(loaded.decoder.cache, capacity.num_blocks, options.block_size, loaded.decoder.dtype)
-        self._runner = OnnxRunner(loaded.decoder, self._cache, _batch_rules(loaded))
+        grammars = open_store(config)
+        self._runner = OnnxRunner(loaded.decoder, self._cache, _batch_rules(loaded), grammars)
         super().__init__(
             EngineInfo(
                 max_model_len=capacity.max_model_len,
@@ -59,7 +61,9 @@ class OnnxEngine(ThreadedStepEngine):
                 token_budget=options.token_budget or _TOKEN_BUDGET,
                 description=self._describe(loaded, config),
                 continuation=Continuation.SEEDED,
-            )
+                takes_grammars=grammars is not None,
+            ),
+            grammars,
         )
 
     def execute(self, plan: StepPlan) -> StepResult:

@@ -11,7 +11,7 @@ from engines.onnx.decoder import Decoder, DecoderBatch
 from engines.onnx.kv_cache import PagedKVCache
 from engines.onnx.session import Array
 from engines.records import IntArray, SequenceRecords
-from engines.sampling import FloatRow
+from engines.sampling import FloatRow, MatcherSource
 from engines.types import ScheduledSequence, StepPlan, StepResult
 
 SequenceIds = tuple[int, ...]
@@ -28,11 +28,13 @@ class Held:
 class OnnxRunner:
     """Owns the sequences' records and their sampling state. Used from the engine's thread only."""
 
-    def __init__(self, decoder: Decoder, cache: PagedKVCache, rules: BatchRules) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: PagedKVCache, rules: BatchRules, grammars: MatcherSource | None = None
+    ) -> None:
         self._decoder = decoder
         self._cache = cache
         self.rules = rules
-        self._records = SequenceRecords(decoder.vocab_size)
+        self._records = SequenceRecords(decoder.vocab_size, grammars)
         self._held: dict[SequenceIds, Held] = {}  # of the last step
 
     def run(self, plan: StepPlan) -> StepResult:

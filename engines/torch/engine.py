@@ -9,6 +9,7 @@ import torch
 
 from engines.base import EngineError, ThreadedStepEngine
 from engines.capacity import KVSpace, plan_capacity
+from engines.grammars.store import open_store
 from engines.options import read_positive_integers
 from engines.torch import loader
 from engines.torch.kv_cache import PagedKVCache
@@ -44,7 +45,8 @@ class TorchEngine(ThreadedStepEngine):
         self._cache = PagedKVCache(
             loaded.layers, capacity.num_blocks, options.block_size, loaded.model.dtype, loaded.model.device
         )
-        self._runner = ModelRunner(loaded.model, self._cache, loaded.vocab_size)
+        grammars = open_store(config)
+        self._runner = ModelRunner(loaded.model, self._cache, loaded.vocab_size, grammars)
         super().__init__(
             EngineInfo(
                 max_model_len=capacity.max_model_len,
@@ -55,7 +57,9 @@ class TorchEngine(ThreadedStepEngine):
                 token_budget=options.token_budget or (256 if device.type == "cpu" else 512),
                 description=self._describe(loaded),
                 continuation=Continuation.SEEDED,
-            )
+                takes_grammars=grammars is not None,
+            ),
+            grammars,
         )
 
     def execute(self, plan: StepPlan) -> StepResult:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from engines.records import IntArray, SequenceRecords
+from engines.sampling import MatcherSource
 from engines.torch.attention import AttentionBatch, PagedStep
 from engines.torch.kv_cache import PagedKVCache
 from engines.types import ScheduledSequence, StepPlan, StepResult
@@ -72,12 +73,12 @@ def _slices(parts: list[list[ScheduledSequence]]) -> list[slice]:
 class ModelRunner:
     """Owns the sequences' records and their sampling state. Used from the engine's thread only."""
 
-    def __init__(self, model: Any, cache: PagedKVCache, vocab_size: int) -> None:
+    def __init__(self, model: Any, cache: PagedKVCache, vocab_size: int, grammars: MatcherSource | None = None) -> None:
         self._model = model
         self._cache = cache
         self._dtype: torch.dtype = model.dtype
         self._device: torch.device = model.device
-        self._records = SequenceRecords(vocab_size)
+        self._records = SequenceRecords(vocab_size, grammars)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:

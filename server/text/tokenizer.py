@@ -12,6 +12,7 @@ from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
 
 from engines.types import TextRow
+from engines.vocabulary import Vocabulary
 from server.text.detokenizer import IncrementalDetokenizer
 from server.text.literals import trie_pattern
 from server.text.token_bytes import TokenBytesTable, UnsupportedDecoderError
@@ -63,8 +64,14 @@ class Tokenizer(Protocol):
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to a text; empty for a special token and for an id that doesn't exist."""
 
-    def detokenizer(self) -> IncrementalDetokenizer:
-        """For one answer, whose text stands alone."""
+    def detokenizer(self, visible: Mapping[int, bytes] | None = None) -> IncrementalDetokenizer:
+        """For one answer, whose text stands alone. Special tokens in `visible` are text too."""
+
+    def special_ids(self) -> Mapping[str, int]:
+        """Every special token's string and id."""
+
+    def vocabulary(self) -> Vocabulary | None:
+        """What grammars have to know of it; None where there can be none. Takes a while for a large one."""
 
 
 class HFTokenizer:
@@ -84,6 +91,7 @@ class HFTokenizer:
         self.vocab_size = self._backend.get_vocab_size(with_added_tokens=True)
         self._table = TokenBytesTable(self._backend, files.decoder, files.special_ids)
         self._inert = _InertEncoder(self._backend)
+        self._special_ids = {self._backend.id_to_token(i) or "": i for i in sorted(files.special_ids)}
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids = _encode(self._backend, text, add_special_tokens)
@@ -121,9 +129,25 @@ class HFTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return self._table.token(token_id)
 
-    def detokenizer(self) -> IncrementalDetokenizer:
+    def detokenizer(self, visible: Mapping[int, bytes] | None = None) -> IncrementalDetokenizer:
         first = self._table.first_token if self._table.position_matters else None
-        return IncrementalDetokenizer(self._table.token, first)
+        if not visible:
+            return IncrementalDetokenizer(self._table.token, first)
+        return IncrementalDetokenizer(
+            lambda token_id: visible.get(token_id) or self._table.token(token_id),
+            None if first is None else lambda token_id: visible.get(token_id) or first(token_id),
+        )
+
+    def special_ids(self) -> Mapping[str, int]:
+        return self._special_ids
+
+    def vocabulary(self) -> Vocabulary:
+        end = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+        tokens = [self._table.token(token_id) for token_id in range(end)]
+        special = [token_id for token_id, data in enumerate(tokens) if not data]
+        for token_id in special:
+            tokens[token_id] = (self._backend.id_to_token(token_id) or f"<|no token {token_id}|>").encode()
+        return Vocabulary(tokens, special, self._backend.to_str())
 
 
 class _InertEncoder:
@@ -215,8 +239,14 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if 0 <= token_id < 256 else b""
 
-    def detokenizer(self) -> IncrementalDetokenizer:
+    def detokenizer(self, visible: Mapping[int, bytes] | None = None) -> IncrementalDetokenizer:
         return IncrementalDetokenizer(self.token_bytes)
+
+    def special_ids(self) -> Mapping[str, int]:
+        return {}
+
+    def vocabulary(self) -> None:
+        return None
 
 
 def load_tokenizer(folder: str | Path) -> HFTokenizer:
