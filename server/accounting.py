@@ -22,6 +22,7 @@ def usage_of(choices: Sequence[Choice]) -> Usage:
         prompt_tokens=sum(choice.num_prompt for choice in choices),
         cached_tokens=sum(choice.num_cached for choice in choices),
         completion_tokens=sum(choice.num_output for choice in choices),
+        reasoning_tokens=sum(choice.stream.num_reasoning_tokens for choice in choices),
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from engines.types import FinishReason, OutputDelta
 from server.job import PreparedPrompt
-from server.text.stream import TextPiece, TextStream
+from server.text.answer import AnswerPiece, AnswerStream, CallPiece, joined
+from server.wire.common import Answer, Call
 
 
 @dataclass(slots=True, frozen=True)
@@ -20,8 +21,39 @@ class Piece:
     index: int
     text: str
     finish_reason: FinishReason | None = None
+    reasoning: str = ""
+    calls: tuple[CallPiece, ...] = ()
     is_anew: bool = False
     vectors: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.text or self.reasoning or self.calls or self.is_anew) and self.finish_reason is None
+
+
+class WholeChoice:
+    """One choice's pieces put together."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, list[CallPiece]] = {}
+
+    def add(self, piece: Piece) -> None:
+        if piece.is_anew:
+            for parts in (self._texts, self._reasoning, self._calls):
+                parts.clear()
+        self._texts.append(piece.text)
+        self._reasoning.append(piece.reasoning)
+        for call in piece.calls:
+            self._calls.setdefault(call.index, []).append(call)
+
+    def answer(self, finish_reason: FinishReason) -> Answer:
+        calls = [
+            Call(parts[0].id or "", parts[0].name or "", "".join(part.arguments for part in parts))
+            for parts in self._calls.values()
+        ]
+        return Answer("".join(self._texts), finish_reason, "".join(self._reasoning), tuple(calls))
 
 
 @dataclass(slots=True)
@@ -30,7 +62,7 @@ class Choice:
 
     index: int
     prompt: PreparedPrompt
-    stream: TextStream
+    stream: AnswerStream
     token_ids: array[int] = field(default_factory=lambda: array("i"))  # of the answer; none from an engine of text
     num_prompt: int = 0  # set with the first output, and so is what is cached of it
     num_output: int = 0
@@ -55,10 +87,11 @@ class Choice:
         piece = self._add(delta)
         reason = delta.finish_reason if delta.error is None else self._end_without_engine()
         if reason is not None and not piece.stopped:
-            last = self.stream.finish()
-            piece = TextPiece(piece.text + last.text, last.stopped)
-        self.finish_reason = FinishReason.STOP if piece.stopped else reason
-        return Piece(self.index, piece.text, self.finish_reason, vectors=delta.vectors)
+            piece = joined([piece, self.stream.finish()])
+        reason = FinishReason.STOP if piece.stopped else reason
+        calls_end = reason is FinishReason.STOP and self.stream.num_calls > 0
+        self.finish_reason = FinishReason.TOOL_CALLS if calls_end else reason
+        return Piece(self.index, piece.text, self.finish_reason, piece.reasoning, piece.calls, vectors=delta.vectors)
 
     def _end_without_engine(self) -> FinishReason | None:
         """An engine may give its last token before it says that it was the last."""
@@ -90,7 +123,7 @@ class Choice:
             len(delta.token_ids) or delta.num_text_tokens or (self.prompt.count_tokens(delta.text) if delta.text else 0)
         )
 
-    def _add(self, delta: OutputDelta) -> TextPiece:
+    def _add(self, delta: OutputDelta) -> AnswerPiece:
         if delta.text:
             return self.stream.add_text(delta.text, self._num_tokens(delta))
         token_ids = delta.token_ids

@@ -117,8 +117,9 @@ class DeadlineExceeded(APIError):
     status, type, code = 504, "server_error", "deadline_exceeded"
 
 
-def from_engine(error: RequestError) -> APIError:
-    """What the client is told when the worker ends a request in an error."""
+def from_engine(error: RequestError, grammar_param: str | None = None) -> APIError:
+    """What the client is told when the worker ends a request in an error. `grammar_param` is where its grammar came
+    from."""
     match error.code:
         case ErrorCode.OVERLOADED:
             return RateLimited(error.message, code=error.code, retry_after_ms=error.retry_after_ms)
@@ -130,5 +131,8 @@ def from_engine(error: RequestError) -> APIError:
             return InvalidRequest(error.message)
         case ErrorCode.UNLOADED:
             return Overloaded(error.message, code=error.code, headers={"x-should-retry": "false"})
+        case ErrorCode.INVALID_GRAMMAR:
+            message = f"Invalid value for '{grammar_param}': {error.message}."
+            return InvalidRequest(message, param=grammar_param, code=error.code)
         case ErrorCode.ENGINE_FAILED:
             return Overloaded(error.message, code="engine_failed", retry_after_ms=error.retry_after_ms)

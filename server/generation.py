@@ -18,7 +18,7 @@ from batching.client import RESTART_HINT_MS
 from engines.types import FinishReason, OutputDelta, RequestError, Usage
 from server.accounting import outcome_of, usage_of, usage_record
 from server.auth import Principal
-from server.choice import Piece
+from server.choice import Piece, WholeChoice
 from server.entitlement import Entitlement, Grant
 from server.errors import APIError, DeadlineExceeded, Overloaded, from_engine
 from server.failover import RetryBudget
@@ -136,15 +136,13 @@ class Generation:
 
     async def collect(self) -> list[Answer]:
         """The whole answers, in the order of the prompts."""
-        texts: list[list[str]] = [[] for _ in self._work.choices]
+        wholes = [WholeChoice() for _ in self._work.choices]
         while not self.is_done:
             for piece in await self.next():
-                if piece.is_anew:
-                    texts[piece.index].clear()
-                texts[piece.index].append(piece.text)
+                wholes[piece.index].add(piece)
         return [
-            Answer("".join(text), choice.finish_reason)
-            for text, choice in zip(texts, self._work.choices, strict=True)
+            whole.answer(choice.finish_reason)
+            for whole, choice in zip(wholes, self._work.choices, strict=True)
             if choice.finish_reason is not None
         ]
 
@@ -152,7 +150,7 @@ class Generation:
         pieces = []
         for placed, delta in self._work.take():
             piece = self._take(placed, delta)
-            if delta.error is None or piece.text or piece.finish_reason is not None or piece.is_anew:
+            if delta.error is None or not piece.is_empty:
                 pieces.append(piece)
         return pieces
 
@@ -166,7 +164,7 @@ class Generation:
         elif delta.error is not None:
             if not self._goes_on(placed, delta.error):
                 placed.choice.finish_reason = FinishReason.ERROR
-                self.fail(from_engine(delta.error))
+                self.fail(from_engine(delta.error, self.job.grammar_param))
             elif not self.job.streamed and not placed.choice.has_output:
                 return Piece(piece.index, "", is_anew=True)
         return piece

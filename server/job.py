@@ -10,7 +10,7 @@ from engines.types import SamplingParams, TextSpan
 from quota.levels import Layer
 from server.auth import Principal
 from server.registry import Deployment
-from server.text.stream import TextStream
+from server.text.answer import AnswerStream
 from server.wire.common import ResponseHead
 
 
@@ -31,7 +31,7 @@ class Caller:
 class PreparedPrompt:
     token_ids: list[int]
     sampling: SamplingParams
-    new_stream: Callable[[], TextStream]
+    new_stream: Callable[[], AnswerStream]
     count_tokens: Callable[[str], int]  # of an answer whose engine gives text and no count
     text: str = ""  # the same prompt, for engines that take text
     texts: list[TextSpan] = field(default_factory=list)  # of which vectors are wanted: the prompt is all of them
@@ -49,6 +49,8 @@ class Job:
     layers: tuple[Layer, ...]
     streamed: bool
     include_usage: bool
+    grammar_param: str | None = None  # the parameter that a grammar was made of
+    is_legacy: bool = False  # functions instead of tools
 
     @property
     def cost(self) -> int:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.types import Task, Usage
-from server import logs
+from server import logs, tools
 from server.errors import InvalidRequest, Overloaded
 from server.generation import Generation, Resources
 from server.job import Caller, Job, PreparedPrompt
@@ -20,9 +20,14 @@ from server.off_loop import off_loop_if
 from server.registry import Deployment
 from server.routing import Router, serving
 from server.store.records import UsageRecord
+from server.text.answer import AnswerStream
 from server.text.content_filter import ContentFilter
+from server.text.formats.events import Reader
+from server.text.formats.format import Format
+from server.text.formats.thinking import OPEN
 from server.text.prompt import client_strings, strings_in
 from server.text.stream import TextStream
+from server.tools import Plan
 from server.wire.chat import ChatCompletionRequest
 from server.wire.common import ResponseHead, new_id
 from server.wire.completions import CompletionRequest
@@ -41,6 +46,17 @@ class _Prompt:
     text: str
 
 
+@dataclass(slots=True, frozen=True)
+class _Asked:
+    """What a chat request asks for besides words; `opened`: its prompt ends where the model reasons."""
+
+    plan: Plan
+    opened: bool
+
+    def reader(self, form: Format) -> Reader | None:
+        return form.reader(self.plan.names, opened=self.opened)
+
+
 class Pipeline:
     """What every request goes through. One a gateway."""
 
@@ -53,10 +69,11 @@ class Pipeline:
         """Raises APIError when something is wrong with the request; nothing is held yet."""
         deployment = serving(self.router.resolve(body.model, caller.principal), Task.GENERATE)
         messages = [message.for_template() for message in body.messages]
-        size = sum(map(len, strings_in(messages)))
-        prompt = await off_loop_if(size > LONG_TEXT, lambda: self._encode_chat(messages, deployment))
-        prepared = self._prepare(body, deployment, prompt)
-        return self._generation(caller, body, deployment, [prepared], "chat", "chatcmpl")
+        variables = deployment.encoder.template.variables
+        plan = tools.plan(body, deployment.form, variables, takes_grammars=deployment.limits.takes_grammars)
+        size = sum(map(len, strings_in([messages, plan.shown])))
+        prepared = await off_loop_if(size > LONG_TEXT, lambda: self._prepare_chat(body, messages, plan, deployment))
+        return self._generation(caller, body, deployment, [prepared], "chat", "chatcmpl", plan)
 
     async def completion(self, caller: Caller, body: CompletionRequest) -> Generation:
         """The same for legacy completions: one choice a prompt."""
@@ -66,12 +83,16 @@ class Pipeline:
         prepared = [self._prepare(body, deployment, prompt) for prompt in encoded]
         return self._generation(caller, body, deployment, prepared, "completions", "cmpl")
 
-    def _encode_chat(self, messages: list[dict[str, Any]], deployment: Deployment) -> _Prompt:
+    def _prepare_chat(
+        self, body: ChatCompletionRequest, messages: list[dict[str, Any]], plan: Plan, deployment: Deployment
+    ) -> PreparedPrompt:
         self._check_content(client_strings(messages), "messages")
+        self._check_content(strings_in(plan.shown), "tools")
         encoder = deployment.encoder
-        rendered = encoder.render(messages)
+        rendered = encoder.render(messages, tools=plan.shown, template_kwargs=plan.template_kwargs)
         text = encoder.as_text(rendered) if deployment.takes_text else ""
-        return _Prompt(encoder.encode_rendered(rendered), text)
+        prompt = _Prompt(encoder.encode_rendered(rendered), text)
+        return self._prepare(body, deployment, prompt, _Asked(plan, opened=rendered.rstrip().endswith(OPEN)))
 
     def _encode(self, prompt: str | list[int], deployment: Deployment) -> _Prompt:
         tokenizer, takes_text = deployment.tokenizer, deployment.takes_text
@@ -89,13 +110,24 @@ class Pipeline:
                     "The request was refused by the content filter.", param=param, code="content_filter"
                 )
 
-    def _prepare(self, body: GenerationFields, deployment: Deployment, prompt: _Prompt) -> PreparedPrompt:
+    def _prepare(
+        self, body: GenerationFields, deployment: Deployment, prompt: _Prompt, asked: _Asked | None = None
+    ) -> PreparedPrompt:
         sampling = resolve(body, len(prompt.token_ids), deployment.limits)
+        specials = deployment.tokenizer.special_ids()
+        if asked is not None and deployment.limits.takes_grammars:
+            grammar = asked.plan.grammar(deployment.form, specials, opened=asked.opened)
+            sampling = replace(sampling, grammar=grammar)
 
-        def new_stream() -> TextStream:
+        def new_stream() -> AnswerStream:
             # The text is that of the new tokens alone, as transformers decodes them.
             mask = self._filter.output_mask()
-            return TextStream(deployment.tokenizer.detokenizer(), body.stop, mask, sampling.min_tokens)
+            reader = asked.reader(deployment.form) if asked is not None else None
+            visible = {specials[m]: m.encode() for m in deployment.form.markers if m in specials} if reader else {}
+            detokenizer = deployment.tokenizer.detokenizer(visible)
+            text = TextStream(detokenizer, body.stop, mask, sampling.min_tokens)
+            max_calls = None if asked is None or asked.plan.parallel else 1
+            return AnswerStream(text, reader, deployment.form.new_call_id, max_calls)
 
         def count_tokens(text: str) -> int:
             return len(deployment.tokenizer.encode(text, add_special_tokens=False))
@@ -110,6 +142,7 @@ class Pipeline:
         prompts: list[PreparedPrompt],
         feature: str,
         id_prefix: str,
+        plan: Plan | None = None,
     ) -> Generation:
         if self._resources.is_draining():
             raise Overloaded("The server is shutting down.", code="shutting_down", retry_after_ms=DRAIN_RETRY_MS)
@@ -125,6 +158,8 @@ class Pipeline:
             layers=self._resources.entitlement.layers(principal, deployment.model, deployment.version, features),
             streamed=bool(body.stream),
             include_usage=body.include_usage,
+            grammar_param=plan.grammar_param if plan else None,
+            is_legacy=plan is not None and plan.is_legacy,
         )
         return Generation(job, self._resources)
 

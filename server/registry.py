@@ -21,6 +21,7 @@ from server import model_files
 from server.model_state import ModelState, Phase, Standing, starting, unloaded
 from server.settings import ModelSettings, Settings
 from server.text.chat_template import ChatTemplate
+from server.text.formats.format import PLAIN, Format, of_templates
 from server.text.prompt import ChatEncoder
 from server.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from server.text.tokenizer_files import read_json
@@ -75,6 +76,7 @@ class Deployment:
     continuation: Continuation = Continuation.NONE  # what each of its replicas can do with another one's answer
     task: Task = Task.GENERATE
     vectors: VectorInfo | None = None  # of the other tasks
+    form: Format = PLAIN  # in which the model answers
     created: int = field(default_factory=lambda: int(time.time()))
     state: ModelState = field(default_factory=ModelState)
 
@@ -144,7 +146,8 @@ class Registry:
     async def _deploy(self, model: ModelSettings) -> Deployment:
         folder = await asyncio.to_thread(_find_folder, model)
         encoder = await asyncio.to_thread(_load_encoder, model, folder)
-        links = [self._link(model, folder, index) for index in range(model.num_replicas)]
+        vocabulary = await asyncio.to_thread(self._write_vocabulary, model, encoder.tokenizer)
+        links = [self._link(model, folder, vocabulary, index) for index in range(model.num_replicas)]
         await start_all(links)
         try:
             _check_alike(model, links)
@@ -153,7 +156,16 @@ class Registry:
             await asyncio.gather(*(link.stop() for link in links))
             raise
 
-    def _link(self, model: ModelSettings, folder: Path | None, index: int) -> WorkerLink:
+    def _write_vocabulary(self, model: ModelSettings, tokenizer: Tokenizer) -> str:
+        """For engines that can hold answers to a grammar. "" for others."""
+        vocabulary = tokenizer.vocabulary()
+        if vocabulary is None or model.engine not in ("torch", "onnx"):
+            return ""
+        path = self._socket_dir / f"{hashlib.sha256(model.id.encode()).hexdigest()[:12]}.vocabulary"
+        vocabulary.write(path)
+        return str(path)
+
+    def _link(self, model: ModelSettings, folder: Path | None, vocabulary: str, index: int) -> WorkerLink:
         name = f"{model.id}#{index}" if model.num_replicas > 1 else model.id
         # A short name: the path of a Unix socket ends at 107 bytes.
         socket = self._socket_dir / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.sock"
@@ -174,6 +186,7 @@ class Registry:
                 url=model.url[index % len(model.url)] if model.url else "",
                 remote_model=model.triton_model or model.name,
                 remote_version=model.triton_version,
+                vocabulary=vocabulary,
             ),
             scheduler=SchedulerConfig(max_queue=model.max_queue, queue_timeout=self._settings.timeouts.queue),
             log_level=self._settings.server.log_level,
@@ -206,6 +219,7 @@ def _deployment(
         continuation=info.continuation,
         task=info.task,
         vectors=info.vectors,
+        form=of_templates(encoder.template.sources),
     )
 
 
@@ -244,6 +258,7 @@ def _limits(model: ModelSettings, folder: Path | None, info: EngineInfo, tokeniz
         eos_token_ids=tokenizer.eos_token_ids | (_stop_token_ids(folder) if folder else frozenset()),
         defaults=SamplingDefaults.load(folder).only(info.sampling) if folder else SamplingDefaults(),
         sampling=info.sampling,
+        takes_grammars=info.takes_grammars,
     )
 
 

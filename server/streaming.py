@@ -173,8 +173,11 @@ class FrameSource:
         """Text and endings; nothing while a character or a possible stop string is held back."""
         chunks = []
         for piece in pieces:
+            if piece.reasoning:
+                chunks.append(self._encoder.reasoning_chunk(piece.reasoning, piece.index))
             if piece.text:
                 chunks.append(self._encoder.text_chunk(piece.text, piece.index))
+            chunks += [self._encoder.call_chunk(call, piece.index) for call in piece.calls]
             if piece.finish_reason is not None:
                 chunks.append(self._encoder.finish_chunk(piece.finish_reason, piece.index))
         return chunks

@@ -20,6 +20,7 @@ from server.off_loop import off_loop_if
 from server.pipeline import DRAIN_RETRY_MS, LONG_TEXT
 from server.registry import Deployment
 from server.routing import Router, serving
+from server.text.answer import AnswerStream
 from server.text.content_filter import ContentFilter
 from server.text.stream import TextStream
 from server.text.tokenizer import ByteTokenizer
@@ -133,9 +134,9 @@ def _prompt(rows: list[TextRow]) -> PreparedPrompt:
     return PreparedPrompt(ids, SamplingParams(max_tokens=0), _no_text, lambda text: 0, texts=spans)
 
 
-def _no_text() -> TextStream:
+def _no_text() -> AnswerStream:
     """Of a request whose answer has none."""
-    return TextStream(ByteTokenizer().detokenizer(), (), None, 0)
+    return AnswerStream(TextStream(ByteTokenizer().detokenizer()))
 
 
 def _checked(row: TextRow, param: str, deployment: Deployment) -> TextRow:

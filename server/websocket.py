@@ -22,7 +22,8 @@ from server.job import Caller
 from server.refusals import log_refusal
 from server.services import Services
 from server.streaming import FrameSource, in_time
-from server.wire.chat import CancelFrame, ChatChunkEncoder, ChatCompletionFrame, frame_head, read_frame
+from server.wire.chat import CancelFrame, ChatCompletionFrame, frame_head, read_frame
+from server.wire.chat_answer import chunk_encoder
 from server.wire.common import encode, new_id
 
 SUBPROTOCOL = "penstock"
@@ -175,7 +176,7 @@ class ChatSocket:
     async def _stream(self, generation: Generation, frame: ChatCompletionFrame, ended: Callable[[], None]) -> None:
         """`ended` is called before the last frames, so that a client that has read them meets nothing of them."""
         job = generation.job
-        encoder = ChatChunkEncoder(job.head, include_usage=job.include_usage, request_id=frame.request_id)
+        encoder = chunk_encoder(job.is_legacy)(job.head, include_usage=job.include_usage, request_id=frame.request_id)
         frames = FrameSource(generation, encoder)
         pieces = await generation.next()
         await self._send(frames.opening())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,7 +11,8 @@ from starlette.websockets import WebSocket
 
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read, respond
 from server.websocket import ChatSocket
-from server.wire.chat import ChatChunkEncoder, ChatCompletionRequest, chat_completion
+from server.wire.chat import ChatCompletionRequest
+from server.wire.chat_answer import chat_completion, chunk_encoder
 
 router = APIRouter()
 
@@ -19,7 +22,9 @@ async def create(request: Request, caller: CurrentCaller, services: CurrentServi
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, ChatCompletionRequest, services)
         generation = await services.pipeline.chat(caller, body)
-    return respond(generation, chat_completion, ChatChunkEncoder, services)
+    is_legacy = generation.job.is_legacy
+    render = partial(chat_completion, is_legacy=is_legacy)
+    return respond(generation, render, chunk_encoder(is_legacy), services)
 
 
 @router.websocket("/v1/chat/completions")

@@ -19,6 +19,7 @@ from typing import Any
 
 from jinja2 import Template, TemplateError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -114,11 +115,13 @@ class ChatTemplate:
     model: str = "the model"
     system_prompt: str = ""
     _compiled: dict[str, Template] = field(init=False, default_factory=dict)
+    _variables: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         for name, source in self.sources.items():
             try:
                 self._compiled[name] = _ENVIRONMENT.from_string(source)
+                self._variables.update(find_undeclared_variables(_ENVIRONMENT.parse(source)))
             except TemplateError as error:
                 raise TokenizerError(f"the chat template of {self.model} is not valid: {error}") from error
 
@@ -139,6 +142,11 @@ class ChatTemplate:
         """The messages' contents and nothing else: for the deterministic engine."""
         source = "{% for m in messages %}{{ m.content or '' }}{% endfor %}"
         return cls({"default": source}, system_prompt=system_prompt)
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The names that the templates read and that a request may give a value."""
+        return frozenset(self._variables)
 
     def __bool__(self) -> bool:
         """Whether there is a template at all."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from engines.types import FinishReason, Usage
 from server.errors import InvalidRequest
 from server.off_loop import off_loop_if
 from server.text.chat_template import MAX_MESSAGES
@@ -17,17 +15,14 @@ from server.wire.body import LONG_BODY_BYTES, parse_json
 from server.wire.common import (
     MAX_PARTS,
     MAX_TOP_LOGPROBS,
-    Answer,
-    ChunkEncoder,
     RequestModel,
-    ResponseHead,
     at_most,
-    whole,
     within,
 )
 from server.wire.sampling import GenerationFields, TokenCount
+from server.wire.tools import FunctionChoice, Functions, ResponseFormat, ToolChoice, Tools
 
-KIND, CHUNK_KIND = "chat.completion", "chat.completion.chunk"
+MAX_TEMPLATE_KWARGS = 32
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -103,6 +98,7 @@ class Message(RequestModel):
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: None = None
+    reasoning_content: str | None = None
 
     @property
     def text(self) -> str:
@@ -115,7 +111,12 @@ class Message(RequestModel):
         Arguments stay JSON text, and `developer` its name: what becomes of them depends on the template.
         """
         role = "tool" if self.role == "function" else self.role
-        optional = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": self._calls()}
+        optional = {
+            "name": self.name,
+            "tool_call_id": self.tool_call_id,
+            "reasoning_content": self.reasoning_content,
+            "tool_calls": self._calls(),
+        }
         return {"role": role, "content": self.text} | {key: value for key, value in optional.items() if value}
 
     def _calls(self) -> list[dict[str, Any]]:
@@ -139,6 +140,7 @@ class Message(RequestModel):
         return {
             "can't have 'tool_calls' or 'function_call'": calls and not assistant,
             "can't have a refusal": (refused or self.refusal is not None) and not assistant,
+            "can't have 'reasoning_content'": self.reasoning_content is not None and not assistant,
             "can't have 'tool_call_id'": self.tool_call_id is not None and not tool,
             "needs 'tool_call_id'": tool and self.tool_call_id is None,
             "needs 'name'": function and self.name is None,
@@ -177,25 +179,25 @@ class ChatCompletionRequest(GenerationFields):
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     prompt_cache_options: PromptCacheOptions | None = None
-    parallel_tool_calls: bool | None = None  # without tools
+    response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Functions | None = None
+    function_call: FunctionChoice | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], at_most(MAX_TEMPLATE_KWARGS)] | None = None
     service_tier: Annotated[str, StringConstraints(max_length=128)] | None = None
     # Refused unless neutral: see NEUTRAL.
     logprobs: bool | None = None
     top_logprobs: Annotated[int, AfterValidator(within(0, MAX_TOP_LOGPROBS))] | None = None
     store: bool | None = None
-    reasoning_effort: str | None = None
     verbosity: str | None = None
-    response_format: Any = None
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
     modalities: Any = None
     audio: Any = None
     prediction: Any = None
     web_search_options: Any = None
     moderation: Any = None
-    chat_template_kwargs: Any = None
 
     @property
     def explicit_max_tokens(self) -> int | None:
@@ -253,55 +255,3 @@ def parse_frame(data: str | bytes) -> ChatCompletionFrame | CancelFrame:
     if frame_head(body).type == "cancel":
         return parse_json(body, CancelFrame)
     return parse_json(body, ChatCompletionFrame)
-
-
-# Answers
-
-
-class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
-    role: str = "assistant"
-    content: str
-    refusal: None = None
-    annotations: tuple[()] = ()
-
-
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    index: int
-    message: AnswerMessage
-    logprobs: None = None
-    finish_reason: str
-
-
-class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
-    role: str | msgspec.UnsetType = msgspec.UNSET
-    content: str | msgspec.UnsetType = msgspec.UNSET
-    refusal: msgspec.UnsetType | None = msgspec.UNSET
-
-
-class ChunkChoice(msgspec.Struct, frozen=True):
-    index: int
-    delta: Delta
-    logprobs: None = None
-    finish_reason: str | None = None
-
-
-def chat_completion(head: ResponseHead, answers: Sequence[Answer], usage: Usage) -> bytes:
-    """The whole answer's JSON; `usage` is of all choices together."""
-    choices = [
-        Choice(index=i, message=AnswerMessage(content=answer.text), finish_reason=answer.finish_reason)
-        for i, answer in enumerate(answers)
-    ]
-    return whole(KIND, head, choices, usage)
-
-
-class ChatChunkEncoder(ChunkEncoder):
-    kind = CHUNK_KIND
-
-    def role_chunk(self, index: int = 0) -> bytes:
-        return self._chunk(ChunkChoice(index, Delta(role="assistant", content="", refusal=None)))
-
-    def _text_choice(self, index: int, text: str) -> ChunkChoice:
-        return ChunkChoice(index, Delta(content=text))
-
-    def _last_choice(self, index: int, reason: FinishReason) -> ChunkChoice:
-        return ChunkChoice(index, Delta(), finish_reason=reason)

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from engines.types import FinishReason, Usage
 from server.errors import UnsupportedParameter
+from server.text.answer import CallPiece
 
 MAX_PARTS = 8192  # content parts, tool calls and annotations, of all messages together
 MAX_PROMPTS = 64
@@ -36,20 +37,13 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "suffix": ("",),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
-    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "web_search_options": (),
     "moderation": (),
     "store": (False,),
-    "chat_template_kwargs": ({},),
     "priority": (0,),
 }
 
@@ -131,11 +125,22 @@ class ResponseHead:
 
 
 @dataclass(slots=True, frozen=True)
+class Call:
+    """A tool call of an answer; `arguments` is JSON as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True, frozen=True)
 class Answer:
     """One finished choice."""
 
     text: str
     finish_reason: FinishReason
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
 
 
 def new_id(prefix: str) -> str:
@@ -169,7 +174,7 @@ def usage_body(usage: Usage) -> UsageBody:
         usage.completion_tokens,
         usage.total_tokens,
         PromptTokensDetails(usage.cached_tokens),
-        CompletionTokensDetails(),
+        CompletionTokensDetails(usage.reasoning_tokens),
     )
 
 
@@ -228,6 +233,14 @@ class ChunkEncoder(ABC):
     def text_chunk(self, text: str, index: int = 0) -> bytes:
         before, after = self._frames[index]
         return before + encode(text) + after
+
+    def reasoning_chunk(self, text: str, index: int = 0) -> bytes:
+        """What a model thought before it answered, in the families that tell of it."""
+        raise NotImplementedError
+
+    def call_chunk(self, call: CallPiece, index: int = 0) -> bytes:
+        """A part of a tool call, in the families that have them."""
+        raise NotImplementedError
 
     def finish_chunk(self, reason: FinishReason, index: int = 0) -> bytes:
         """The last chunk of a choice. `reason` is one that OpenAI knows: an abort or an error is not a finish."""

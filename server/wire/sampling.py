@@ -174,6 +174,7 @@ class ModelLimits:
     eos_token_ids: frozenset[int] = frozenset()
     defaults: SamplingDefaults = SamplingDefaults()
     sampling: frozenset[str] | None = None  # the parameters that its engine carries out; None: all
+    takes_grammars: bool = False  # whether its answers can be held to a grammar
 
 
 # What asks for nothing, where an engine has no such parameter.

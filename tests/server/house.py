@@ -33,6 +33,7 @@ from server.plans import PlanBook
 from server.registry import Deployment, Replica
 from server.settings import TimeoutSettings
 from server.store.records import KeyKind, UsageRecord
+from server.text.answer import AnswerStream
 from server.text.stream import TextStream
 from server.text.tokenizer import ByteTokenizer
 from server.wire.common import ResponseHead
@@ -229,8 +230,8 @@ def prepared(stop: str, **sampling: Any) -> PreparedPrompt:
     stops = [stop] if stop else []
     params = SamplingParams(**({"max_tokens": NUM_TOKENS} | sampling))
 
-    def new_stream() -> TextStream:
-        return TextStream(ByteTokenizer().detokenizer(), stops, min_tokens=params.min_tokens)
+    def new_stream() -> AnswerStream:
+        return AnswerStream(TextStream(ByteTokenizer().detokenizer(), stops, min_tokens=params.min_tokens))
 
     return PreparedPrompt(PROMPT, params, new_stream, len)
 

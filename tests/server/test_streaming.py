@@ -15,7 +15,7 @@ from server.choice import Piece
 from server.errors import APIError, Overloaded, SlowReader
 from server.generation import Generation
 from server.streaming import DONE, PING, ClientWatch, EventStream, FrameSource, WholeAnswer, in_time, sse
-from server.wire.chat import ChatChunkEncoder, chat_completion
+from server.wire.chat_answer import ChatChunkEncoder, chat_completion
 from server.wire.common import Answer, ResponseHead
 
 HEAD = ResponseHead("chatcmpl-1", 1, "m@1", "fp")

@@ -1,0 +1,111 @@
+"""One answer as its client reads it: words, reasoning and tool calls, from tokens or an engine's text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from server.text.formats.events import Arguments, CallBegin, Content, Event, Reader, Reasoning, merged
+from server.text.stream import TextPiece, TextStream
+
+
+@dataclass(slots=True, frozen=True)
+class CallPiece:
+    """A part of tool call `index`. Its first has `id` and `name`; the `arguments` of all are its arguments."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class AnswerPiece:
+    text: str = ""
+    reasoning: str = ""
+    calls: tuple[CallPiece, ...] = ()
+    stopped: bool = False  # by a stop string: this is the last
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.text or self.reasoning or self.calls)
+
+
+@dataclass(slots=True)
+class AnswerStream:
+    """`reader` knows the model's format; None where the answer is its text. `max_calls` bounds what is told of.
+
+    Words and reasoning of one piece keep their order: reasoning comes first in every format, calls last.
+    """
+
+    text: TextStream
+    reader: Reader | None = None
+    new_call_id: Callable[[], str] = lambda: ""
+    max_calls: int | None = None
+    num_reasoning_tokens: int = 0
+    num_calls: int = field(default=0, init=False)
+
+    def add(self, token_ids: Sequence[int]) -> AnswerPiece:
+        if self.reader is None:
+            return _plain(self.text.add(token_ids))
+        pieces = []
+        for token_id in token_ids:  # one by one, to tell which of them reason
+            self.num_reasoning_tokens += self.reader.is_reasoning
+            pieces.append(self._read(self.text.add([token_id]), self.reader))
+        return joined(pieces)
+
+    def add_text(self, text: str, num_tokens: int) -> AnswerPiece:
+        piece = self.text.add_text(text, num_tokens)
+        if self.reader is None:
+            return _plain(piece)
+        self.num_reasoning_tokens += num_tokens if self.reader.is_reasoning else 0
+        return self._read(piece, self.reader)
+
+    def finish(self) -> AnswerPiece:
+        piece = self.text.finish()
+        if self.reader is None:
+            return _plain(piece)
+        return joined([self._read(piece, self.reader), self._end(self.reader, piece.stopped)])
+
+    def _read(self, piece: TextPiece, reader: Reader) -> AnswerPiece:
+        read = self._tell(reader.feed(piece.text), piece.stopped)
+        return joined([read, self._end(reader, True)]) if piece.stopped else read
+
+    def _end(self, reader: Reader, stopped: bool) -> AnswerPiece:
+        return self._tell(reader.finish(), stopped)
+
+    def _tell(self, events: Sequence[Event], stopped: bool) -> AnswerPiece:
+        text, reasoning, calls = "", "", []
+        for event in merged(events):
+            match event:
+                case Content(words):
+                    text += words
+                case Reasoning(words):
+                    reasoning += words
+                case CallBegin(name):
+                    self.num_calls += 1
+                    if self._is_told:
+                        calls.append(CallPiece(self.num_calls - 1, "", self.new_call_id(), name))
+                case Arguments(words):
+                    if self._is_told:
+                        calls.append(CallPiece(self.num_calls - 1, words))
+        return AnswerPiece(text, reasoning, tuple(calls), stopped)
+
+    @property
+    def _is_told(self) -> bool:
+        return self.max_calls is None or self.num_calls <= self.max_calls
+
+
+def _plain(piece: TextPiece) -> AnswerPiece:
+    return AnswerPiece(piece.text, stopped=piece.stopped)
+
+
+def joined(pieces: Sequence[AnswerPiece]) -> AnswerPiece:
+    if len(pieces) == 1:
+        return pieces[0]
+    return AnswerPiece(
+        "".join(piece.text for piece in pieces),
+        "".join(piece.reasoning for piece in pieces),
+        tuple(call for piece in pieces for call in piece.calls),
+        any(piece.stopped for piece in pieces),
+    )
