@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.sampling import MatcherSource, Sampler
+from engines.constraint import MatcherSource
+from engines.sampling import Sampler
 from engines.types import ScheduledSequence, StepPlan, StepResult
 
 IntArray = NDArray[np.int64]

@@ -11,39 +11,21 @@ distribution in float64, row by row: with equal logits a seeded answer is the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.types import ErrorCode, RequestError, SamplingParams
+from engines.constraint import Constraint, MatcherSource
+from engines.types import RequestError, SamplingParams
 
 FloatRow = NDArray[np.float32]
 IdRow = NDArray[np.int64]
 _CHUNK_ELEMENTS = 1 << 18  # rows are weighed in chunks that stay in the CPU's cache
 _BLOCK = 512  # weights summed at a time where only one crossing is looked for
 _MIN_TEMPERATURE = 1e-30  # a float32 that can still be divided by
-
-
-class GrammarError(Exception):
-    """A grammar that can't be used, or not any further. The message is for the client."""
-
-
-class Matcher(Protocol):
-    """One sequence's place in its grammar (engines.grammars)."""
-
-    def banned(self) -> NDArray[np.bool_]:
-        """The tokens that can't come next [vocabulary]. Raises GrammarError."""
-
-    def advance(self, token: int) -> bool:
-        """Take the sampled token; whether nothing can follow it. Raises GrammarError."""
-
-
-class MatcherSource(Protocol):
-    def matcher(self, params: SamplingParams, vocab_size: int, tokens: Iterable[int] = ()) -> Matcher:
-        """For a sequence of which `tokens` were sampled already. Raises GrammarError."""
 
 
 @dataclass(slots=True)
@@ -98,12 +80,10 @@ class SequenceSampler:
         params: SamplingParams,
         vocab_size: int,
         output_token_ids: Sequence[int] = (),
-        grammar: Matcher | None = None,
-        failure: str = "",
+        grammar: Constraint | None = None,
     ) -> None:
         self.params = params
-        self.failure = failure  # of its grammar
-        self._grammar = grammar
+        self.grammar = grammar
         self.greedy = params.is_greedy
         self.truncates = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
         self.temperature = max(params.temperature, _MIN_TEMPERATURE)
@@ -113,9 +93,7 @@ class SequenceSampler:
         self._banned = np.array([t for t in params.stop_token_ids if 0 <= t < vocab_size], dtype=np.int64)
         self._counts = self._initial_counts(prompt_token_ids)
         bans = params.min_tokens > 0 and self._banned.size > 0
-        self.adjusts = (
-            self._counts is not None or self._bias_ids.size > 0 or bans or grammar is not None or bool(failure)
-        )
+        self.adjusts = self._counts is not None or self._bias_ids.size > 0 or bans or grammar is not None
         for token in output_token_ids:
             self._count(token)
 
@@ -131,38 +109,24 @@ class SequenceSampler:
         return self._random.random()
 
     def adjust(self, row: FloatRow) -> None:
-        """Apply penalties, bias and bans to one row of logits, in place."""
+        """Apply penalties, bias, bans and the grammar's mask to one row of logits, in place."""
         if self._counts is not None:
             _penalize(row, self._counts, self.params)
         row[self._bias_ids] += self._bias
         if self._num_generated < self.params.min_tokens:
             row[self._banned] = -np.inf
-
-    def mask(self, row: FloatRow) -> None:
-        """Leave only the tokens that the grammar allows, in place."""
-        if self._grammar is None or self.failure:
-            return
-        try:
-            row[self._grammar.banned()] = -np.inf
-        except GrammarError as error:
-            self.failure = str(error)
+        if self.grammar is not None:
+            self.grammar.mask(row)
 
     def record(self, token: int) -> bool:
-        """Count a sampled token; whether the grammar ends with it. Needed only for a sequence that `adjusts`."""
+        """Count a sampled token; whether its grammar ends with it. Needed only for a sequence that `adjusts`."""
         self._count(token)
-        return bool(self.failure) or (self._grammar is not None and self._advance(self._grammar, token))
+        return self.grammar is not None and self.grammar.advance(token)
 
     def _count(self, token: int) -> None:
         self._num_generated += 1
         if self._counts is not None:
             self._counts.add(token)
-
-    def _advance(self, grammar: Matcher, token: int) -> bool:
-        try:
-            return grammar.advance(token)
-        except GrammarError as error:
-            self.failure = str(error)
-            return True
 
 
 def _generator(seed: int | None, num_taken: int) -> np.random.Generator:
@@ -213,20 +177,14 @@ class Sampler:
         params: SamplingParams,
         output_token_ids: Sequence[int] = (),
     ) -> None:
-        grammar, failure = self._open_grammar(params, output_token_ids)
+        """A sequence whose answer goes on behind `output_token_ids`."""
+        grammar = None
+        if params.grammar is not None:
+            assert self._grammars is not None, "refused by batching.refusals"
+            grammar = Constraint(self._grammars, params, self._vocab_size, output_token_ids)
         self._states[sequence_id] = SequenceSampler(
-            prompt_token_ids, params, self._vocab_size, output_token_ids, grammar, failure
+            prompt_token_ids, params, self._vocab_size, output_token_ids, grammar
         )
-
-    def _open_grammar(self, params: SamplingParams, output_token_ids: Sequence[int]) -> tuple[Matcher | None, str]:
-        """Where the tokens so far have led. One that can't be used after all fails its own sequence, not the step."""
-        if params.grammar is None:
-            return None, ""
-        assert self._grammars is not None, "refused by batching.refusals"
-        try:
-            return self._grammars.matcher(params, self._vocab_size, output_token_ids), ""
-        except GrammarError as error:
-            return None, str(error)
 
     def remove(self, sequence_id: int) -> None:
         self._states.pop(sequence_id, None)
@@ -238,14 +196,14 @@ class Sampler:
         batch = self._batch_of(sequence_ids)
         for row in batch.adjusting:
             batch.states[row].adjust(logits[row])
-            batch.states[row].mask(logits[row])
         result = SampledTokens([0] * len(sequence_ids))
         _sample_greedy(batch, logits, result)
         _sample_random(batch, logits, result)
         for row in batch.adjusting:
-            if batch.states[row].record(result.token_ids[row]):
-                failure = batch.states[row].failure
-                result.ended[row] = RequestError(ErrorCode.INVALID_GRAMMAR, failure) if failure else None
+            state = batch.states[row]
+            if state.record(result.token_ids[row]):
+                assert state.grammar is not None
+                result.ended[row] = state.grammar.error
         return result
 
     def _batch_of(self, sequence_ids: list[int]) -> _Batch:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 
-from engines.sampling import GrammarError
+from engines.constraint import GrammarError
 from engines.types import Grammar, GrammarKind
 from engines.vocabulary import Vocabulary
 

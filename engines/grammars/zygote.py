@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import msgspec
 
 from engines import vocabulary
+from engines.constraint import GrammarError
 from engines.grammars.compiler import check, compile_grammar, open_tokenizer
-from engines.sampling import GrammarError
 from engines.types import Grammar
 
 TIME_LIMIT = 0.8  # seconds of one grammar

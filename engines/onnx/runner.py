@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engines.constraint import MatcherSource
 from engines.onnx.batches import BatchRules
 from engines.onnx.decoder import Decoder, DecoderBatch
 from engines.onnx.kv_cache import PagedKVCache
 from engines.onnx.session import Array
 from engines.records import IntArray, SequenceRecords
-from engines.sampling import FloatRow, MatcherSource
+from engines.sampling import FloatRow
 from engines.types import ScheduledSequence, StepPlan, StepResult
 
 SequenceIds = tuple[int, ...]

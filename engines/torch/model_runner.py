@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from engines.constraint import MatcherSource
 from engines.records import IntArray, SequenceRecords
-from engines.sampling import MatcherSource
 from engines.torch.attention import AttentionBatch, PagedStep
 from engines.torch.kv_cache import PagedKVCache
 from engines.types import ScheduledSequence, StepPlan, StepResult

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines.constraint import GrammarError
 from engines.grammars import zygote
 from engines.grammars.store import GrammarStore
-from engines.sampling import GrammarError, Sampler
+from engines.sampling import Sampler
 from engines.types import ErrorCode, Grammar, GrammarKind, RequestError, SamplingParams
 from server.text.tokenizer import load_tokenizer
 from tests.grammar_files import BUNDLED, real_schemas, validate, write_vocabulary
@@ -128,6 +129,28 @@ async def test_a_matcher_is_a_function_of_its_tokens(store: GrammarStore) -> Non
         assert walked.advance(token) == (count == len(tokens) - 1)
     with pytest.raises(GrammarError):
         store.matcher(params(grammar), VOCABULARY, tokens[1:])
+
+
+async def test_a_seeded_answer_goes_on_elsewhere_as_if_nothing_had_happened(store: GrammarStore) -> None:
+    grammar = schema({"type": "array", "items": {"enum": ["one", "two"]}, "minItems": 12, "maxItems": 12})
+    await store.prepare(grammar)
+    sampling = params(grammar, frequency_penalty=0.5)
+    logits = np.random.default_rng(5).normal(0, 3, (200, VOCABULARY)).astype(np.float32)
+
+    def run(tokens: list[int]) -> list[int]:
+        sampler = Sampler(VOCABULARY, store)
+        sampler.add(0, [], sampling, tokens)
+        while True:
+            step = sampler.sample([0], logits[len(tokens)][None].copy())
+            tokens = [*tokens, *step.token_ids]
+            if step.ended:
+                assert step.ended == {0: None}
+                return tokens
+
+    whole = run([])
+    assert len(json.loads(TOKENIZER.decode(whole))) == 12
+    for count in range(1, len(whole), 3):
+        assert run(whole[:count]) == whole
 
 
 async def test_neighbours_without_a_grammar_are_not_touched(store: GrammarStore) -> None:
