@@ -182,10 +182,8 @@ def _template_kwargs(body: ChatCompletionRequest, variables: frozenset[str]) -> 
     given = dict(body.chat_template_kwargs or {})
     for name in given:
         if name not in variables or name in ("messages", "tools", "documents", "add_generation_prompt"):
-            param = f"chat_template_kwargs.{name[:64]}"
-            raise UnsupportedParameter(
-                param, f"Unsupported parameter: '{param}'. This model's template has no such name."
-            )
+            message = f"Unsupported parameter: 'chat_template_kwargs'. This model's template has no '{name[:64]}'."
+            raise UnsupportedParameter("chat_template_kwargs", message)
     if body.reasoning_effort is not None:
         given |= _effort(body.reasoning_effort, variables)
     return given

@@ -82,12 +82,19 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(
 
 UNSUPPORTED: dict[str, Any] = {
     "n": 2, "logprobs": True, "top_logprobs": 3, "response_format": {"type": "json_object"},
-    "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required", "functions": [{"name": "f"}],
-    "function_call": {"name": "f"}, "modalities": ["text", "audio"], "audio": {"voice": "x", "format": "wav"},
+    "tools": [{"type": "function", "function": {"name": "f"}}], "functions": [{"name": "f"}],
+    "modalities": ["text", "audio"], "audio": {"voice": "x", "format": "wav"},
     "prediction": {"type": "content", "content": "x"}, "reasoning_effort": "high", "verbosity": "low",
     "web_search_options": {}, "moderation": {}, "store": True, "priority": 1,
     "chat_template_kwargs": {"x": 1}, "best_of": 2, "echo": True, "suffix": "x", "guided_json": {}, "cache_salt": "x",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [("tool_choice", "required"), ("function_call", {"name": "f"})])
+def test_a_choice_without_anything_to_choose(http: httpx.Client, name: str, value: Any) -> None:
+    assert check_error(http.post(CHAT, json=chat_body(**{name: value})), 400, "invalid_value")["param"] == name
+
+
 OF_COMPLETIONS = {"best_of", "echo", "suffix", "n", "priority"}
 
 
