@@ -234,7 +234,7 @@ async def test_each_request_ends_once_however_late_it_is_cancelled(ws: ClientCon
     [
         ({"model": "nobody"}, "model_not_found", "model"),
         ({"temperature": 9}, "invalid_value", "temperature"),
-        ({"tools": [{}]}, "unsupported_parameter", "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_parameter", "tools"),
         ({"stream": False}, "invalid_value", "stream"),
         ({"messages": [{"role": "user", "content": BLOCKED}]}, "content_filter", "messages"),
         ({"type": "response.create"}, "invalid_value", "type"),
