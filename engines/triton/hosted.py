@@ -44,7 +44,7 @@ class HostedEngine(RemoteEngine):
         answer = self._client.ask(self._inputs(SessionAction.ASK), self._specs, "welcome")
         if not answer:
             raise EngineError(
-                f"{model.where}: its answers are empty: Triton's Python needs another numpy (see the README)"
+                f"{model.where}: its answers are empty: Triton's Python needs another numpy (see docs/engines.md)"
             )
         try:
             welcome = msgspec.json.decode(answer, type=Welcome)
