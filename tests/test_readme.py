@@ -23,7 +23,8 @@ CONVENTION_COLUMNS = {
     "TensorRTTokens": "TensorRT-LLM tokens",
     "TensorRTLLMAPI": "LLM API",
 }
-PARAMETERS = set(SamplingParams.__dataclass_fields__) - {"max_tokens"}
+PARAMETERS = set(SamplingParams.__dataclass_fields__) - {"max_tokens", "grammar"}
+GRAMMARS = "holds answers to a schema, forces tool calls"
 
 
 def cells(line: str) -> list[str]:
@@ -85,10 +86,11 @@ def test_what_a_convention_carries(convention: type[Convention]) -> None:
     column = CONVENTION_COLUMNS[convention.__name__]
     said = {parameter for parameter in PARAMETERS if table()[parameter][column] == "yes"}
     assert said == carried(convention) & PARAMETERS
+    assert (table()[GRAMMARS][column] == "yes") == ("grammar" in carried(convention))
     assert {table()[parameter][column] for parameter in PARAMETERS - said} <= {"–"}
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_our_own_engines_carry_out_all(kind: str) -> None:
     """Their EngineInfo names no fields, which means all: tests/engines/test_contract.py runs them."""
-    assert {table()[parameter][kind] for parameter in PARAMETERS} == {"yes"}
+    assert {table()[parameter][kind] for parameter in PARAMETERS | {GRAMMARS}} == {"yes"}
