@@ -86,7 +86,6 @@ def test_what_a_convention_carries(convention: type[Convention]) -> None:
     column = CONVENTION_COLUMNS[convention.__name__]
     said = {parameter for parameter in PARAMETERS if table()[parameter][column] == "yes"}
     assert said == carried(convention) & PARAMETERS
-    assert (table()[GRAMMARS][column] == "yes") == ("grammar" in carried(convention))
     assert {table()[parameter][column] for parameter in PARAMETERS - said} <= {"–"}
 
 
