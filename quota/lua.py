@@ -12,8 +12,12 @@ from quota.levels import Dimension, Kind, Unit
 ROWS_MS = 2000
 """How long after the end of a request its usage is in durable storage at the latest, unless that is away."""
 
-_LIBRARY = ("store", "periods", "counters", "sweep", "layers", "charges", "commit", "leases")
+_LIBRARY = ("store", "periods", "turns", "counters", "layers", "charges", "commit", "sweep", "leases")
 _SCRIPTS = ("reserve", "finish", "renew", "peek", "restore", "usage", "integrity", "adopt", "known")
+
+
+FORMAT = 2
+"""Of what the scripts keep, but for the dimensions: to be raised with every change that older scripts would misread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,12 @@ def load_scripts(lease_ms: int, audit: bool) -> dict[str, Script]:
     )
     library = constants + _dimensions() + "".join(map(_read, _LIBRARY))
     return {name: Script.of(library + _read(name)) for name in _SCRIPTS} | {"epoch": Script.of(_read("epoch"))}
+
+
+def format_name() -> str:
+    """Scripts of another format neither read nor touch what these keep: to them it is another Redis."""
+    digest = hashlib.sha1(f"{FORMAT} {_dimensions()}".encode(), usedforsecurity=False)
+    return digest.hexdigest()[:6]
 
 
 def _dimensions() -> str:

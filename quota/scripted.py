@@ -1,10 +1,10 @@
 """A ledger whose every step is one script on a server that any number of gateways share: all but the connection.
 
-All keys of an account begin with `{prefix}:{account}:` with the braces in them, Redis Cluster's hash tag, so they
-share a slot: `e` marks the account as open, `c` are its layers' counters, `d<day>` and `m<month>` the budgets of
-periods that are over, `l` its leases, `u` the tokens they last reported, `o` the leases that are open, by when they
-expire, `f` those that are not, by when they are forgotten, `r<month>` the days that were restored, `a` its audit log.
-All of them expire when they lie idle.
+All keys of an account begin with `{prefix}:{format}:{account}:`, the account's braces in them, Redis Cluster's hash
+tag, so they share a slot: `e` marks the account as open, `c` are its layers' counters, `d<day>` and `m<month>` the
+budgets of periods that are over, `l` its leases, `u` the tokens they last reported, `o` the leases that are open, by
+when they expire, `f` those that are not, by when they are forgotten, `r<month>` the days that were restored, `a` its
+audit log. All of them expire when they lie idle.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from quota.ledger import (
     require_count,
 )
 from quota.levels import Layer, Level
-from quota.lua import Script, load_scripts
+from quota.lua import Script, format_name, load_scripts
 from quota.past import by_layer, rows
 
 RENEWALS_PER_CALL = 1000
@@ -93,7 +93,7 @@ class ScriptedLedger:
         recovery_ms: int,
     ) -> None:
         self._link = link
-        self._prefix = prefix
+        self._prefix = f"{prefix}:{format_name()}"
         self._clock = clock
         self._history = history
         self._scripts = load_scripts(lease_ms, audit)

@@ -51,16 +51,20 @@ local function lifetime(suffix, is_busy)
   return is_of_leases and epoch ~= '' and not is_busy and (PERIODS + 1) * LEASE or IDLE
 end
 
+local function is_due()
+  return epoch == '' or now - kept_ms >= KEEP or now < tonumber(kept_ms)
+end
+
 -- Tables are told to live on now and then, and when they may just have been made; those of leases all at once, when
 -- the first lease opens and when the last one ends.
 local function keep_alive(was_busy, is_busy)
-  local told, is_due = {}, epoch == '' or now - kept_ms >= KEEP or now < tonumber(kept_ms)
-  for suffix in pairs(changed) do told[suffix] = (is_due or fresh[suffix] or suffix == 'f') and true or nil end
+  local told = {}
+  for suffix in pairs(changed) do told[suffix] = (is_due() or fresh[suffix] or suffix == 'f') and true or nil end
   if #log > 0 then told.a = true end
-  if is_due or not (was_busy and is_busy) then
+  if is_due() or not (was_busy and is_busy) then
     for _, suffix in ipairs({ 'l', 'u', 'o', 'f' }) do told[suffix] = true end
   end
-  if is_due then
+  if is_due() then
     local day, month = text(today.d), text(today.m)
     for _, suffix in ipairs({ 'c', 'd' .. day, 'm' .. month, 'r' .. month }) do told[suffix] = true end
     local value = new_mark or epoch ~= '' and 'open ' .. text(lost_ms) .. ' ' .. epoch .. ' ' .. opened_ms

@@ -3,8 +3,6 @@
 -- When a day is over, its counts move from the record to hash d<day>, where late settlements still correct them; those
 -- of a month to m<month>. A field there is the dimension's code and the layer. KINDS are b(ucket), g(auge), d(ay) and
 -- m(onth).
-local NUM = #CODES
-local PERIOD_AT = { d = 1, m = 2 } -- in a record
 
 local function level(record, slot, limit)
   local leaked = max(0, now - record[slot + 1]) * max(limit, record[slot + 2])
@@ -17,44 +15,14 @@ local function set_bucket(record, slot, used, limit)
   return used
 end
 
--- Moves the counts of a period that is over, or was never begun, out of the record, and begins today's in it.
-local function begin(record, name, kind)
-  local at = PERIOD_AT[kind]
-  local old, new = kind .. text(record[at]), kind .. text(today[kind])
-  local is_over = record[at] < periods_at(now - GRACE)[kind]
-  for j = 1, NUM do
-    if KINDS[j] == kind then
-      local slot, field = SLOTS[j], CODES[j] .. name
-      if record[slot] > 0 and not is_over then
-        get(old, field) -- an error now if it isn't a hash
-        put(old, field, record[slot])
-        put('c', name, record)
-      end
-      record[slot] = get(new, field) or 0
-      if record[slot] > 0 then
-        put(new, field, false)
-        put('c', name, record)
-      end
-    end
-  end
-  record[at] = today[kind]
-end
-
 -- Read the counters of all the layers in a list {layer, ...} in one command.
 local function prefetch(list, stride)
   local names = {}
   for i = 1, #list, stride do names[#names + 1] = list[i] end
   local records = fetch('c', names)
-  for i = 1, #names do
-    local name = names[i]
-    local record = records[name]
-    if not record then
-      record = { unpack(EMPTY) }
-      records[name] = record
-    end
-    if record[1] < today.d then begin(record, name, 'd') end
-    if record[2] < today.m then begin(record, name, 'm') end
-  end
+  for i = 1, #names do records[names[i]] = records[names[i]] or { unpack(EMPTY) } end
+  begin_all(names, 'd')
+  begin_all(names, 'm')
 end
 
 local function record_of(name)

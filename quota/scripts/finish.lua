@@ -6,6 +6,7 @@ reap()
 local lease = lease_of(id)
 if not lease then return commit(epoch) end
 if lease[STATE] == 'f' then return commit(0) end
+score('f', id) -- an error now if it isn't a sorted set
 
 local charges, at = lease[CHARGES], periods_at(lease[ADMITTED])
 prefetch(charges, WIDTH)

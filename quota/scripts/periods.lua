@@ -1,4 +1,5 @@
 -- The calendar periods (UTC) of budgets.
+local PERIOD_AT = { d = 1, m = 2 } -- in a record of counters (counters.lua)
 
 local function month_of(day) -- months since 1970-01 (Hinnant, "chrono-compatible low-level date algorithms")
   local z = day + 719468

@@ -2,7 +2,7 @@
 -- Answers {'unopened', nonce}, {'impossible'},
 -- {'refused', now, admitted, what is used now, what was then, what it costs},
 -- {'repeated' or 'admitted' or (an expired one) 'readmitted', now, expires, what is used now, tokens, layers, epoch,
--- when it was admitted, state}, of the limited counters in order. A shadow bucket may be told fuller than full.
+-- when it was admitted, state}, of the limited counters in order. A shadow limit may be told fuller than full.
 local id, tokens, impossible = ARGV[3], int(ARGV[4]), ARGV[6] == '1'
 local list = layers_of(ARGV[5])
 
@@ -41,10 +41,12 @@ if lease[STATE] == 'x' then
   for i = 1, #charges, WIDTH do places[charges[i]] = i end
 end
 
-local costs, stood, before, limited_costs, after, n, fits = {}, {}, {}, {}, {}, 0, true
+local costs, stood, before, limited_costs, after, n, fits, seen = {}, {}, {}, {}, {}, 0, true, {}
 for i = 1, #list, STRIDE do
   local name = list[i]
   local record, place = record_of(name), places[name]
+  if seen[name] then error('the layer ' .. name .. ' is given twice') end -- else told by `impossible`
+  seen[name] = true
   for j = 1, NUM do
     local coded, cost, unit = list[i + j], IS_TOKENS[j] and tokens or 1, KINDS[j] == 'b' and MINUTE or 1
     if is_counted(coded, j) then
@@ -54,7 +56,7 @@ for i = 1, #list, STRIDE do
       costs[i + j], stood[i + j] = cost, used
       if limit >= 0 then
         n = n + 1
-        before[n], limited_costs[n], after[n] = used, cost, used + cost * unit
+        before[n], limited_costs[n], after[n] = used, cost, used + min(cost, limit + 1) * unit
         if cost > 0 and coded >= 0 and used > (limit - cost) * unit then fits = false end
       end
     end

@@ -4,6 +4,7 @@
 local floor, max, min, sub, format = math.floor, math.max, math.min, string.sub, string.format
 local call = redis.call
 local MINUTE, DAY, EXACT = 60000, 86400000, 9007199254740991
+local NUM = #CODES
 local BASE = sub(KEYS[1], 1, -2) -- every key of the account begins with it, so all share one hash tag
 
 local function int(value)
@@ -35,6 +36,7 @@ local IS_NUMBER = { d = true, m = true, u = true, o = true, f = true }
 
 local function record_in(packed) -- of a layer's counters (counters.lua)
   local found = cmsgpack.unpack(packed)
+  if #found ~= #EMPTY then error('not a record of ' .. #EMPTY .. ' numbers') end
   for i = 1, #EMPTY do
     local n = found[i]
     if n % 1 ~= 0 or n > EXACT or n < -EXACT then error('not an exact integer: ' .. tostring(n)) end

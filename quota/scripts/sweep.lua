@@ -9,10 +9,11 @@ local function is_dead(record)
   return true
 end
 
--- A call that makes records looks at a few others, and drops those that say nothing any more.
+-- A call that makes records looks at a few others, and drops those that say nothing any more; now and then one looks at
+-- more.
 local function sweep(num_layers)
-  if not fresh.c or now - lost_ms < MINUTE then return end
-  local names = call('HRANDFIELD', BASE .. 'c', 4 * num_layers)
+  if now - lost_ms < MINUTE or not (fresh.c or is_due()) then return end
+  local names = call('HRANDFIELD', BASE .. 'c', is_due() and 256 or 4 * num_layers)
   prefetch(names, 1)
   for _, name in ipairs(names) do
     if tables.c[name] and is_dead(tables.c[name]) then put('c', name, false) end

@@ -6,7 +6,8 @@ reap()
 local counters, leases = {}, {}
 
 local function tell(field, period, value)
-  for _, part in ipairs({ field, text(period), value }) do counters[#counters + 1] = part end
+  local n = #counters
+  counters[n + 1], counters[n + 2], counters[n + 3] = field, text(period), value
 end
 
 local names = redis.call('HKEYS', BASE .. 'c')
@@ -15,7 +16,8 @@ for _, name in ipairs(names) do
   local record = record_of(name)
   for j = 1, NUM do
     local slot, at = SLOTS[j], PERIOD_AT[KINDS[j]]
-    if KINDS[j] ~= 'b' then
+    if record[slot] == 0 then -- says nothing
+    elseif KINDS[j] ~= 'b' then
       tell(CODES[j] .. name, at and record[at] or 0, text(record[slot]))
     elseif record[slot + 2] >= 0 then
       tell(CODES[j] .. name, 0, format('%d %d %d', record[slot], record[slot + 1], record[slot + 2]))

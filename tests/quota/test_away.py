@@ -420,8 +420,8 @@ async def test_one_broken_account_holds_up_no_other(
     assert await away.settle("lost", "broken", 1)
     assert await away.settle("before", A, 7)
     direct = RedisLedger(redis_server.url, prefix=prefix)
-    await direct._link.ask("SET", f"{prefix}:{{broken}}:o", "not a sorted set")
-    await direct._link.ask("SET", f"{prefix}:{{broken}}:e", "open 0 x 0 0")
+    await direct._link.ask("SET", f"{direct._prefix}:{{broken}}:o", "not a sorted set")
+    await direct._link.ask("SET", f"{direct._prefix}:{{broken}}:e", "open 0 x 0 0")
     await come_back(away, ledger, proxy)
     assert (await used(ledger))[Dimension.TOKENS_PER_DAY] == 7
     assert not away._endings

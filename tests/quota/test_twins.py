@@ -63,6 +63,10 @@ ACCOUNT = st.sampled_from(["a", "a", "a", "b"])
 WAITS = st.sampled_from([1, 7, 499, 1000, 5000, 20_000, LEASE_MS - 1, LEASE_MS, 61_000, 310_000])
 
 
+def counter_key(counter: Counter) -> CounterKey:
+    return CounterKey(counter.level, counter.name, counter.dimension, counter.period)
+
+
 class Twins(RuleBasedStateMachine):
     def __init__(self, url: str, prefix: str, lost: bool) -> None:
         super().__init__()
@@ -101,7 +105,7 @@ class Twins(RuleBasedStateMachine):
     def comparable(records: list[AuditRecord]) -> list[Any]:
         """Leases that expire in the same millisecond do so in any order; so then do the counters between them."""
         if len(records) <= 1:
-            return records
+            return [replace(record, counters=tuple(sorted(record.counters, key=counter_key))) for record in records]
         return sorted((r.event, r.lease_id, r.tokens, r.now_ms) for r in records)
 
     @rule(ms=WAITS)
@@ -155,7 +159,7 @@ class Twins(RuleBasedStateMachine):
 
     def living(self, usage: AccountUsage) -> dict[CounterKey, Counter]:
         """The counters that still say something: each ledger sweeps the others when it likes."""
-        keyed = {CounterKey(c.level, c.name, c.dimension, c.period): c for c in usage.counters if c.used}
+        keyed = {counter_key(c): c for c in usage.counters if c.used}
         return {key: counter for key, counter in keyed.items() if not key.is_over(self.now)}
 
 
