@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from msgspec import msgpack
+
 from quota.admission import Demand, near, refusal, remaining_of
 from quota.counters import CounterKey
 from quota.ledger import (
@@ -36,6 +38,15 @@ CODES = {dimension: _code(dimension) for dimension in Dimension}
 DIMENSIONS = {code: dimension for dimension, code in CODES.items()}
 if len(DIMENSIONS) != len(CODES) or {p[0] for p in Period} & {k[0] for k in Kind if k is not Kind.BUDGET}:
     raise TypeError("two dimensions are counted in the same way: the scripts could not tell them apart")
+
+
+EMPTY_RECORD = [-1, -1]
+"""A layer's counters before anything is counted (counters.lua): its day and month, none yet, then each dimension."""
+SLOTS: dict[Dimension, int] = {}
+"""Where a dimension stands in it: its count, or its bucket's used, updated and limit."""
+for _dimension in Dimension:
+    SLOTS[_dimension] = len(EMPTY_RECORD)
+    EMPTY_RECORD += [0, 0, -1] if _dimension.kind is Kind.BUCKET else [0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +210,17 @@ def remaining(encoded: Encoded, used: bytes, now: int) -> Remaining:
 
 def usage(account: str, reply: list[Any]) -> AccountUsage:
     """What usage.lua answered. Counters that say nothing are left out."""
-    now, told, leases = int(reply[0]), reply[1], reply[2]
+    now, records, homes, leases = int(reply[0]), reply[1], reply[2], reply[3]
     counters = [
         counter
-        for code, period, value in zip(told[::3], told[1::3], told[2::3], strict=True)
-        if (counter := _counter(code, int(period), value, now)).used
+        for layer, packed in zip(records[::2], records[1::2], strict=True)
+        for counter in _counters(layer.decode(), packed, now)
+        if counter.used
+    ]
+    counters += [
+        Counter(*parse_code(code.decode()), int(home[1:]), int(count), None)
+        for home, pairs in zip(homes[::2], homes[1::2], strict=True)
+        for code, count in zip(pairs[::2], pairs[1::2], strict=True)
     ]
     return AccountUsage(
         account,
@@ -216,12 +233,18 @@ def usage(account: str, reply: list[Any]) -> AccountUsage:
     )
 
 
-def _counter(code: bytes, period: int, value: bytes, now: int) -> Counter:
-    level, name, dimension = parse_code(code.decode())
-    if dimension.kind is Kind.BUCKET:
-        bucket = Bucket(*map(int, value.split()))
-        return Counter(level, name, dimension, 0, bucket.level(now, bucket.limit), bucket.limit)
-    return Counter(level, name, dimension, period, int(value), None)
+def _counters(layer: str, packed: bytes, now: int) -> Iterator[Counter]:
+    """Of one layer's record, in the periods that it is in."""
+    record: list[int] = msgpack.decode(packed)
+    periods = {Period.NONE: 0, Period.DAY: record[0], Period.MONTH: record[1]}
+    level, _, name = layer.partition(":")
+    for dimension, slot in SLOTS.items():
+        used, limit = record[slot], None
+        if dimension.kind is Kind.BUCKET:
+            bucket = Bucket(*record[slot : slot + 3])
+            limit = max(0, bucket.limit)  # -1: never charged
+            used = bucket.level(now, limit)
+        yield Counter(Level(level), name, dimension, periods[dimension.period], used, limit)
 
 
 def audit_record(account: str, entry: list[bytes]) -> AuditRecord:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Self
 
-from quota.encoding import CODES
+from quota.encoding import CODES, EMPTY_RECORD, SLOTS
 from quota.ledger import BUDGET_GRACE_MS, EXPIRED_LEASE_PERIODS, REAP_PER_CALL
-from quota.levels import Dimension, Kind, Unit
+from quota.levels import Dimension, Unit
 
 ROWS_MS = 2000
 """How long after the end of a request its usage is in durable storage at the latest, unless that is away."""
@@ -51,16 +51,12 @@ def format_name() -> str:
 
 def _dimensions() -> str:
     """What each dimension is, in their order, and where it stands in a layer's record (counters.lua)."""
-    empty, slots = [-1, -1], []  # of no day and no month
-    for dimension in Dimension:
-        slots.append(len(empty) + 1)
-        empty += [0, 0, -1] if dimension.kind is Kind.BUCKET else [0]
     tables = {
         "CODES": [f"'{CODES[d]}'" for d in Dimension],
         "KINDS": [f"'{CODES[d][0]}'" for d in Dimension],
         "IS_TOKENS": [str(d.unit is Unit.TOKENS).lower() for d in Dimension],
-        "SLOTS": map(str, slots),
-        "EMPTY": map(str, empty),
+        "SLOTS": [str(slot + 1) for slot in SLOTS.values()],  # Lua counts from 1
+        "EMPTY": map(str, EMPTY_RECORD),
     }
     return "".join(f"local {name} = {{ {', '.join(values)} }}\n" for name, values in tables.items())
 
