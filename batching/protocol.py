@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, is_dataclass
+from enum import Enum, StrEnum
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
-from engines.types import EngineConfig, EngineInfo, GenerationRequest, OutputDelta, RequestError, SamplingParams
+from engines.types import EngineConfig, EngineInfo, GenerationRequest, OutputDelta, SessionAction, Welcome
 
 MAX_FRAME_BYTES = 256 * 2**20
 T = TypeVar("T")
@@ -96,10 +96,24 @@ to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
 
+def name_of_protocol() -> str:
+    """Of everything that is said in a session: it changes with any field of a message, and of what is in it."""
+    found: dict[str, Any] = {}
+    kinds: list[Any] = [Submit, Abort, Deltas, Stats, Welcome, SessionAction]
+    while kinds:
+        kind = kinds.pop()
+        if isinstance(kind, type) and issubclass(kind, Enum):
+            found[kind.__name__] = [(member.name, member.value) for member in kind]
+        elif (is_dataclass(kind) or hasattr(kind, "__struct_fields__")) and kind.__name__ not in found:
+            found[kind.__name__] = kind.__annotations__
+            kinds += get_type_hints(kind).values()
+        else:  # a list of such, or one of several
+            kinds += get_args(kind)
+    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:12]
+
+
 # Both ends of a socket are one installation; those of a session through another server are two.
-_SPOKEN = (Submit, Abort, Deltas, Stats, GenerationRequest, SamplingParams, OutputDelta, RequestError, WorkerStats)
-PROTOCOL = hashlib.sha256(repr([(kind.__name__, kind.__annotations__) for kind in _SPOKEN]).encode()).hexdigest()[:12]
-"""Names these messages: it changes with any of their fields."""
+PROTOCOL = name_of_protocol()
 
 
 def frame(message: Any) -> bytes:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from batching.protocol import (
     MAX_FRAME_BYTES,
+    PROTOCOL,
     Abort,
     Deltas,
     ProtocolError,
@@ -19,12 +20,27 @@ from batching.protocol import (
     frame,
     from_worker,
     messages_in,
+    name_of_protocol,
     read_message,
     to_worker,
 )
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
-from engines.types import EngineConfig, EngineInfo, GenerationRequest, OutputDelta, RequestError, SamplingParams
+from engines.types import (
+    EngineConfig,
+    EngineInfo,
+    ErrorCode,
+    FinishReason,
+    GenerationRequest,
+    Grammar,
+    GrammarKind,
+    OutputDelta,
+    RequestError,
+    SamplingParams,
+    SessionAction,
+    TextSpan,
+    VectorInfo,
+)
 
 texts = st.text(max_size=20)
 numbers = st.floats(allow_nan=False)
@@ -143,3 +159,18 @@ def test_frames_in_one_piece():
 def test_frames_that_are_none(data):
     with pytest.raises(ProtocolError):
         messages_in(data, to_worker)
+
+
+@pytest.mark.parametrize(
+    "kind", [Submit, Stats, GenerationRequest, SamplingParams, Grammar, TextSpan, RequestError, EngineInfo, VectorInfo]
+)
+def test_another_field_is_another_protocol(monkeypatch, kind):
+    assert name_of_protocol() == PROTOCOL
+    monkeypatch.setitem(kind.__annotations__, "one_more", "int")
+    assert name_of_protocol() != PROTOCOL
+
+
+@pytest.mark.parametrize("kind", [FinishReason, ErrorCode, GrammarKind, SessionAction])
+def test_another_member_is_another_protocol(monkeypatch, kind):
+    monkeypatch.setattr(kind, "_member_names_", kind._member_names_[1:])
+    assert name_of_protocol() != PROTOCOL
