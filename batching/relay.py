@@ -131,14 +131,18 @@ class Relay:
         deltas: list[OutputDelta] = []
         for message in messages_in(frames, from_worker):
             if isinstance(message, Deltas):
-                deltas += [self._as_told(delta) for delta in message.deltas if delta.request_id in self._open]
+                deltas += [self._taken(delta) for delta in message.deltas if delta.request_id in self._open]
             elif isinstance(message, Stats):
                 self._stats = message.stats
-        for delta in deltas:
-            if delta.finish_reason is not None:
-                del self._open[delta.request_id]
         if deltas:
             self._deliver(deltas)
+
+    def _taken(self, delta: OutputDelta) -> OutputDelta:
+        """As it is told here. After its last delta a request is a stranger."""
+        told = self._as_told(delta)
+        if delta.finish_reason is not None:
+            del self._open[delta.request_id]
+        return told
 
     def _as_told(self, delta: OutputDelta) -> OutputDelta:
         """A wait that was too long for our queue's timeout was a deadline over there."""

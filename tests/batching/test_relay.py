@@ -111,6 +111,16 @@ async def test_requests_go_there_and_deltas_come_back(bench: Bench) -> None:
     assert submitted.request.prompt_token_ids == [1, 2, 3]
 
 
+async def test_nothing_follows_a_last_delta(bench: Bench) -> None:
+    """And the session goes on."""
+    for request_id in ("r", "other"):
+        bench.relay.add(ask(request_id))
+    bench.answer(OutputDelta("r", [5], FinishReason.STOP), OutputDelta("r", [6], FinishReason.STOP))
+    bench.answer(OutputDelta("other", [7], FinishReason.STOP))
+    await eventually(lambda: len(bench.got) == 2)
+    assert [delta.token_ids for delta in bench.got] == [[5], [7]]
+
+
 async def test_times_are_told_in_seconds_from_now(bench: Bench) -> None:
     """And a request waits there no longer than here."""
     now = time.monotonic()
