@@ -130,8 +130,12 @@ class TritonClient:
     def end_streams(self, message: str) -> None:
         """All of them, in a TritonError."""
         for call in list(self._calls):
-            self._calls[call] = TritonError(Fault.AWAY, message)
-            call.cancel()
+            self.end_stream(call, message)
+
+    def end_stream(self, call: Any, message: str) -> None:
+        """One that is open."""
+        self._calls[call] = TritonError(Fault.AWAY, message)
+        call.cancel()
 
     async def is_ready(self, timeout: float) -> bool:
         """Whether it is loaded. Raises TritonError: the server does not answer."""

@@ -113,6 +113,15 @@ class HostedEngine(RemoteEngine):
         self._health.resume()
 
     async def _talk(self, call: Any, session: int) -> None:
+        """Should it fail, so does the call: else the session would be silent until it is taken for dead over there."""
+        try:
+            await self._say(call, session)
+        except Exception:
+            if not call.done():  # else what is read tells how it ended
+                log.exception("the session can't go on")
+                self._client.end_stream(call, "what was to be said could not be sent")
+
+    async def _say(self, call: Any, session: int) -> None:
         """Everything that was to be said since the last time in one request."""
         while not self._is_leaving:
             frames, self._unsaid = b"".join(self._unsaid), []
