@@ -31,7 +31,7 @@ from batching.switchboard import Switchboard
 from batching.triton_parameters import Parameters, read_parameters
 from batching.triton_responses import Responses
 from engines import registry
-from engines.base import EngineError, StepEngine
+from engines.base import EngineError, RemoteEngine, StepEngine, StreamEngine, VectorEngine
 from engines.types import HOSTED_FAILURE, GenerationRequest, SessionAction, Welcome
 
 LEASE = 15.0  # seconds without a word after which a gateway is taken for dead
@@ -82,10 +82,11 @@ class TritonPythonModel:
 def _load(parameters: Parameters) -> StepEngine:
     """Takes minutes. Raises EngineError."""
     engine = registry.create(parameters.engine)
-    assert not hasattr(engine, "generate"), "the parameters allow engines that we step, and no others"
-    return engine  # type: ignore[return-value]
+    assert not isinstance(engine, StreamEngine | RemoteEngine | VectorEngine), "the parameters allow no others"
+    return engine
 
 
+    registry.check_generates(parameters.engine)
 def _strings(args: dict[str, str]) -> dict[str, str]:
     parameters = json.loads(args["model_config"]).get("parameters", {})
     return {key: value["string_value"] for key, value in parameters.items()}

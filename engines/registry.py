@@ -71,3 +71,12 @@ def create(config: EngineConfig) -> Engine:
     if config.kind not in FACTORIES:
         raise EngineError(f'engine: expected one of {", ".join(FACTORIES)}, got "{config.kind}"')
     return FACTORIES[config.kind](config)
+
+
+def check_generates(engine: EngineConfig) -> None:
+    """By the model's files, before anything is loaded. Raises EngineError: a session has no vectors."""
+    if engine.path and (task := task_of(engine)) is not Task.GENERATE:
+        does = "embeds texts" if task is Task.EMBED else "scores pairs of texts"
+        raise EngineError(
+            f"{engine.path}: this model {does}; inside a Triton expected one that generates: serve it without a Triton"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,7 @@ def triton_repo(
     # Here, since the hub's client takes a while to import, and the other commands should not wait for it.
     from batching.triton_parameters import ModelParameters, read_parameters
     from batching.triton_repository import WEIGHTS_FOLDER, RepositoryError, TritonRepository
+    from engines import registry
     from engines.base import EngineError
     from server import model_files
     from server.settings_models import model_name
@@ -46,7 +48,8 @@ def triton_repo(
         path = "" if weights is None else str(weights) if link else WEIGHTS_FOLDER
         limits = (max_model_len, max_num_seqs, max_queue)
         parameters = ModelParameters(engine.value, path, dtype, quantize, *limits, options)
-        read_parameters(parameters.strings(), Path(), name)  # as Triton will
+        read = read_parameters(parameters.strings(), Path(), name)  # as Triton will
+        registry.check_generates(replace(read.engine, path=str(weights or "")))
         repository = TritonRepository(folder, name or model_name(model), version, parameters, None if link else weights)
         written = repository.write()
     except (EngineError, RepositoryError, model_files.ModelFilesError) as error:

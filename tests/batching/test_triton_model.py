@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -217,4 +218,22 @@ async def test_an_unload_ends_what_is_still_open(host: Model) -> None:
 def test_parameters_that_make_no_sense_stop_the_load(host: Model) -> None:
     with pytest.raises(TritonModelException, match="expected one of torch, onnx, fake"):
         host.load(engine="vllm")
+    host.model = None
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "model2vec"}, "embeds texts"),
+        ({"architectures": ["BertModel"]}, "embeds texts"),
+        ({"architectures": ["BertForSequenceClassification"]}, "scores pairs of texts"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_a_model_that_makes_vectors_is_not_served(
+    host: Model, tmp_path: Path, config: dict[str, object], words: str, engine: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TritonModelException, match=f"{words}; inside a Triton expected one that generates"):
+        host.load(engine=engine, path=str(tmp_path))
     host.model = None

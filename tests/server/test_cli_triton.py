@@ -50,3 +50,18 @@ def test_what_can_t_be_written_is_told_in_one_line(tmp_path: Path, arguments: li
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"penstock: {words}")
     assert (ended.exit_code, list(tmp_path.iterdir())) == (2, [])
+
+
+@pytest.mark.parametrize("link", [(), ("--link",)])
+def test_a_model_that_makes_vectors_is_refused_before_it_is_copied(tmp_path: Path, link: tuple[str, ...]) -> None:
+    model = tmp_path / "minilm"
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["BertModel"]}')
+    for name in ("model.safetensors", "tokenizer.json"):
+        (model / name).touch()
+    ended = triton_repo(model, tmp_path / "r", *link)
+    assert ended.stderr == (
+        f"penstock: {model}: this model embeds texts; inside a Triton expected one that generates: "
+        "serve it without a Triton\n"
+    )
+    assert (ended.exit_code, list(tmp_path.iterdir())) == (2, [model])
