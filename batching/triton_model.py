@@ -48,12 +48,17 @@ class Session:
         self.sender = sender
         self._responses = responses
         self.last_heard = time.monotonic()
+        self.is_closed = False
 
     def send(self, message: FromWorker) -> None:
-        self._responses.put(self.sender, frame(message))
+        """Nothing follows the end: its requests are aborted after it, and that has deltas too."""
+        if not self.is_closed:
+            self._responses.put(self.sender, frame(message))
 
-    def close(self) -> None:
-        self._responses.finish(self.sender)
+    def close(self, reason: str = "") -> None:
+        """`reason`: the error that it ends in."""
+        self.is_closed = True
+        self._responses.finish(self.sender, reason)
 
 
 class TritonPythonModel:
@@ -225,7 +230,7 @@ class Host(Switchboard):
             self._failure = reason
         self._loop.run_until_complete(asyncio.sleep(0))  # requests that came just before
         for session in self._sessions.values():
-            self._responses.finish(session.sender, reason)
+            session.close(reason)
         self._sessions.clear()
 
 
