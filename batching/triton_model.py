@@ -86,12 +86,12 @@ class TritonPythonModel:
 
 def _load(parameters: Parameters) -> StepEngine:
     """Takes minutes. Raises EngineError."""
+    registry.check_generates(parameters.engine)
     engine = registry.create(parameters.engine)
     assert not isinstance(engine, StreamEngine | RemoteEngine | VectorEngine), "the parameters allow no others"
     return engine
 
 
-    registry.check_generates(parameters.engine)
 def _strings(args: dict[str, str]) -> dict[str, str]:
     parameters = json.loads(args["model_config"]).get("parameters", {})
     return {key: value["string_value"] for key, value in parameters.items()}
@@ -201,12 +201,19 @@ class Host(Switchboard):
         """One whose gateway has died, or can't be reached any more, takes its requests along."""
         while True:
             await asyncio.sleep(LOOK_INTERVAL)
-            now = time.monotonic()
             for session, known in list(self._sessions.items()):
-                cancelled = await asyncio.wrap_future(self._responses.is_cancelled(known.sender))
-                if cancelled or now - known.last_heard > LEASE:
+                # It may be closed meanwhile, and another one be open by its number.
+                if not known.is_closed and await self._is_gone(known) and not known.is_closed:
                     log.warning("a gateway is gone: its requests are aborted")
                     self._end(session)
+
+    async def _is_gone(self, known: Session) -> bool:
+        try:
+            cancelled = await asyncio.wrap_future(self._responses.is_cancelled(known.sender))
+        except Exception:  # nobody would look after the others any more
+            log.exception("a gateway can't be looked after: it is taken for gone")
+            return True
+        return cancelled or time.monotonic() - known.last_heard > LEASE
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -43,9 +43,9 @@ class Responses:
         self._work.put(lambda: self._finish(sender, error))
 
     def is_cancelled(self, sender: Any) -> Future[bool]:
-        """Whether who asked has gone."""
+        """Whether who asked has gone, or what it raises to ask."""
         answer: Future[bool] = Future()
-        self._work.put(lambda: answer.set_result(bool(sender.is_cancelled())))
+        self._work.put(partial(_answer, answer, sender))
         return answer
 
     def _run(self) -> None:
@@ -82,3 +82,12 @@ class Responses:
         response = self._pb.InferenceResponse(error=self._pb.TritonError(error)) if error else None
         final = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         sender.send(response, flags=final) if response else sender.send(flags=final)
+
+
+def _answer(answer: Future[bool], sender: Any) -> None:
+    if not answer.set_running_or_notify_cancel():
+        return  # the loop that awaited it has ended
+    try:
+        answer.set_result(bool(sender.is_cancelled()))
+    except Exception as error:  # whoever awaits it would do so for ever
+        answer.set_exception(error)

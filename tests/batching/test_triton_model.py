@@ -166,6 +166,31 @@ async def test_a_session_that_ends_takes_its_requests_along(
     assert (await host.opened(2)).running == 0
 
 
+async def test_nothing_follows_the_end_of_a_session(host: Model, caplog: pytest.LogCaptureFixture) -> None:
+    """Its requests' last deltas least of all."""
+    host.load(options='{"delay_ms": 5}')
+    session, other = await host.opened(1), await host.opened(2)
+    await host.answered(SessionAction.SAY, 1, submit("a", [1], 100_000))
+    await eventually(lambda: bool(session.deltas) and other.running == 1)
+    await host.answered(SessionAction.CLOSE, 1)
+    await eventually(lambda: other.running == 0)
+    await host.answered(SessionAction.SAY, 2)
+    assert session.num_ends == 1
+    assert not [record for record in caplog.records if record.name == "penstock.triton_model"]
+
+
+async def test_a_session_that_can_t_be_asked_is_ended_and_the_others_are_looked_after(host: Model) -> None:
+    def broken() -> bool:
+        raise RuntimeError("no such sender")
+
+    host.load()
+    strange, other = await host.opened(1), await host.opened(2)
+    strange.is_cancelled = broken  # type: ignore[method-assign]
+    await eventually(lambda: strange.num_ends == 1)
+    other.is_gone = True
+    await eventually(lambda: other.num_ends == 1)
+
+
 async def test_who_says_that_it_is_there_stays(host: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host.module, "LEASE", 0.3)
     host.load()

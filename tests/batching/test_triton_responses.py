@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from batching.triton_responses import Responses
 
 FINAL = 1
@@ -74,3 +76,10 @@ def test_one_that_is_gone_takes_nobody_along() -> None:
     assert not responses.is_cancelled(there).result(30)
     responses.stop()
     assert there.sent == [([("frames", b"b")], 0)]
+
+
+def test_who_can_t_be_asked_leaves_nobody_waiting() -> None:
+    responses = make()
+    with pytest.raises(AttributeError):
+        responses.is_cancelled(object()).result(5)
+    responses.stop()
