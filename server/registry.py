@@ -225,11 +225,15 @@ def _deployment(
 
 def _check_alike(model: ModelSettings, links: Sequence[WorkerLink]) -> None:
     """Several servers of one deployment are asked for the same things. Raises EngineError."""
-    kinds = [(i.takes_text, i.sampling, i.continuation) for link in links if (i := link.info) is not None]
+    kinds = [
+        (i.takes_text, i.sampling, i.continuation, i.task, i.vectors, i.takes_grammars)
+        for link in links
+        if (i := link.info) is not None
+    ]
     for url, kind in zip(model.url[1:], kinds[1:], strict=False):
         if kind != kinds[0]:
             name = model.triton_model or model.name
-            raise EngineError(f"{model.id}: url: at {url}, {name} takes other inputs than at {model.url[0]}")
+            raise EngineError(f"{model.id}: url: at {url}, {name} takes or gives something else than at {model.url[0]}")
 
 
 def _find_folder(model: ModelSettings) -> Path | None:

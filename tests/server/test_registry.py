@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from batching.protocol import WorkerConfig
 from batching.stats import WorkerStats
 from batching.supervisor import WorkerSupervisor
 from engines.base import EngineError
-from engines.types import EngineInfo
+from engines.types import Continuation, EngineInfo, Task, VectorInfo
 from server import model_files
 from server.model_files import ModelFilesError, find
 from server.registry import Registry, Replica, _find_folder
@@ -194,21 +194,33 @@ class PaperLink:
     info: EngineInfo | None = None
     client: Any = None
     stopped: bool = False
+    other: dict[str, Any] = field(default_factory=dict)  # what it finds at h:2
 
     async def start(self) -> None:
-        takes_text = self.config.engine.url != "h:2"
-        self.info = EngineInfo(max_model_len=100, max_num_seqs=4, vocab_size=0, takes_text=takes_text)
+        self.info = EngineInfo(max_model_len=100, max_num_seqs=4, vocab_size=0)
+        if self.config.engine.url == "h:2":
+            self.info = replace(self.info, **self.other)
 
     async def stop(self) -> None:
         self.stopped = True
 
 
-@pytest.mark.parametrize(("urls", "is_alike"), [(["h:1", "h:3"], True), (["h:1", "h:2"], False)])
-async def test_each_url_is_a_replica_of_the_same_model(urls: list[str], is_alike: bool, tmp_path: Path) -> None:
-    links: list[PaperLink] = []
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"takes_text": True},
+        {"task": Task.EMBED},
+        {"vectors": VectorInfo(8)},
+        {"takes_grammars": True},
+        {"continuation": Continuation.GREEDY},
+    ],
+)
+async def test_each_url_is_a_replica_of_the_same_model(other: dict[str, Any], tmp_path: Path) -> None:
+    urls, links = ["h:1", "h:2"], list[PaperLink]()
 
     def make_link(config: WorkerConfig, name: str) -> PaperLink:
-        links.append(PaperLink(config, name))
+        links.append(PaperLink(config, name, other=other))
         return links[-1]
 
     tokenizer = write_byte_tokenizer(tmp_path)
@@ -216,11 +228,11 @@ async def test_each_url_is_a_replica_of_the_same_model(urls: list[str], is_alike
     (tmp_path / "penstock.toml").write_text(text)
     settings = load(tmp_path / "penstock.toml", {"data_dir": str(tmp_path)}, {})
     house = Registry(settings, tmp_path, make_link)
-    if is_alike:
+    if not other:
         await house.start()
         assert len(house.deployments["m@1"].replicas) == 2
     else:
-        with pytest.raises(EngineError, match="m@1: url: at h:2, m takes other inputs than at h:1"):
+        with pytest.raises(EngineError, match="m@1: url: at h:2, m takes or gives something else than at h:1"):
             await house.start()
         assert all(link.stopped for link in links)
     assert [(link.name, link.config.engine.url) for link in links] == [("m@1#0", urls[0]), ("m@1#1", urls[1])]
