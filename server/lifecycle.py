@@ -41,6 +41,7 @@ class Lifecycle:
         self._deployment = deployment
         self._drain_seconds = drain
         self._announce = announce
+        self._promises = [_promise(replica.link.info) for replica in deployment.replicas]
         self._turn = asyncio.Lock()
         self._num_unloads = 0  # asked for, in all
         self._loading: asyncio.Task[None] | None = None
@@ -83,9 +84,8 @@ class Lifecycle:
     async def _start_workers(self) -> None:
         """All or none. Raises EngineError."""
         links = [replica.link for replica in self._deployment.replicas]
-        before = [link.info for link in links]
         await start_all(links)
-        if any(_promise(link.info) != _promise(old) for link, old in zip(links, before, strict=True)):
+        if [_promise(link.info) for link in links] != self._promises:
             await self._stop_workers()
             raise EngineError("the model is another one than at the start of the server: start the server again")
 
@@ -190,7 +190,16 @@ async def _answers(client: WorkerClient) -> bool:
 
 def _promise(info: EngineInfo | None) -> object:
     """What gateways have told clients of an engine, and check requests against."""
-    return info and (info.max_model_len, info.vocab_size, info.takes_text, info.sampling, info.task, info.vectors)
+    return info and (
+        info.max_model_len,
+        info.vocab_size,
+        info.takes_text,
+        info.sampling,
+        info.task,
+        info.vectors,
+        info.continuation,
+        info.takes_grammars,
+    )
 
 
 def _in_words(failure: BaseException) -> str:
