@@ -109,7 +109,7 @@ class Lifecycle:
                 await self._enter(Phase.UNLOADED)
 
     def _hurry(self, drain: float) -> None:
-        if self._patience is not None and (until := self._patience.when()) is not None:
+        if self._patience is not None and not self._patience.expired() and (until := self._patience.when()) is not None:
             self._patience.reschedule(min(until, asyncio.get_running_loop().time() + drain))
 
     async def _unload(self, drain: float) -> None:
@@ -139,6 +139,7 @@ class Lifecycle:
             async with asyncio.timeout(drain) as self._patience:
                 await self._all(workers, Action.DRAIN, None, refusal)
         except TimeoutError:
+            self._patience = None
             cut = f"The model {self._deployment.id} was unloaded before this request had ended."
             await self._all(workers, Action.CUT, CUT_TIMEOUT, cut)
         finally:

@@ -25,6 +25,7 @@ class Client:
     def __init__(self) -> None:
         self.told: list[Action] = []
         self.blocked: set[Action] = set()
+        self.dies = asyncio.Event()
         self.errors: dict[Action, Exception] = {}
         self.closed = asyncio.Event()
         self.stats = cast(Any, type("Stats", (), {"ready": True, "running": 0, "waiting": 0}))
@@ -32,7 +33,8 @@ class Client:
     async def control(self, action: Action, text: str = "") -> None:
         self.told.append(action)
         if action in self.blocked:
-            await asyncio.Event().wait()
+            await self.dies.wait()
+            raise ConnectionError
         if action in self.errors:
             raise self.errors[action]
 
@@ -146,6 +148,19 @@ async def test_a_second_unload_may_shorten_the_drain_and_not_lengthen_it() -> No
     await asyncio.wait_for(house.unload(0), 30)
     await asyncio.wait_for(asyncio.gather(first, longer), 30)
     assert (client.told.count(Action.CUT), house.link.stops) == (1, 1)
+
+
+async def test_a_second_unload_during_the_cut_waits_for_its_end() -> None:
+    house = House()
+    client = house.client
+    client.blocked |= {Action.DRAIN, Action.CUT}
+    first = house.unload(0.01)
+    await eventually(lambda: Action.CUT in client.told)
+    second = house.unload(0)
+    await asyncio.sleep(0)
+    client.dies.set()
+    await asyncio.wait_for(asyncio.gather(first, second), 30)
+    assert house.link.stops == 1
 
 
 async def test_a_load_during_an_unload_comes_after_it() -> None:
