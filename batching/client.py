@@ -68,7 +68,7 @@ def _merge(first: OutputDelta, then: OutputDelta) -> None:
     first.prompt_tokens = first.prompt_tokens or then.prompt_tokens
     first.finish_reason = then.finish_reason
     first.error = then.error
-    first.computed_tokens = then.computed_tokens
+    first.computed_tokens = max(first.computed_tokens, then.computed_tokens)  # the end of a connection knows of none
     first.vectors |= then.vectors
 
 

@@ -102,7 +102,7 @@ class Choice:
         """What the failed engine gave is dropped, and charged to nobody."""
         self.stream = self.prompt.new_stream()
         self.token_ids = array("i")
-        self.num_prompt = self.num_output = self.num_cached = 0
+        self.num_prompt = self.num_output = self.num_cached = self.num_computed = 0
 
     def count(self, delta: OutputDelta) -> None:
         """What the engine did is charged, whether somebody reads it or not. The prompt is charged once: an engine that

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from batching import client as client_module
 from batching.client import Receiver, WorkerClient
 from batching.protocol import Abort, Deltas, Stats, Submit, frame, read_message, to_worker
 from batching.stats import WorkerStats
@@ -77,6 +78,15 @@ async def test_unread_deltas_are_merged(client, puppet):
         "r", [1, 2, 3], FinishReason.ABORT, cached_tokens=5, queue_seconds=0.5, computed_tokens=7
     )
     assert receiver.take() is None
+
+
+def test_what_was_computed_is_not_forgotten_with_the_connection():
+    receiver = Receiver("r")
+    receiver.put(OutputDelta("r", vectors={0: b"1234"}, computed_tokens=50))
+    receiver.put(client_module._lost("r"))
+    delta = receiver.take()
+    assert (delta.vectors, delta.computed_tokens) == ({0: b"1234"}, 50)
+    assert_lost(delta)
 
 
 async def test_an_abort_is_answered_by_the_worker(client, puppet):
