@@ -43,6 +43,8 @@ class Supervisor(ABC):
         self._inherited = inherited
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._may_restart = asyncio.Event()
+        self._may_restart.set()
 
     @property
     def pid(self) -> int | None:
@@ -55,6 +57,7 @@ class Supervisor(ABC):
 
     async def start(self) -> None:
         """Returns when it serves; after a stop too. Raises `failure` with its reason when it can't."""
+        self._may_restart.set()
         await self._spawn()
         self._watching = asyncio.create_task(self._watch())
 
@@ -65,6 +68,13 @@ class Supervisor(ABC):
                 await self._watching
             self._watching = None
         await self._end_process()
+
+    def let_restart(self, allowed: bool) -> None:
+        """Whether it is started again when it dies; it is from every `start` on."""
+        if allowed:
+            self._may_restart.set()
+        else:
+            self._may_restart.clear()
 
     @abstractmethod
     def _configuration(self) -> object:
@@ -127,6 +137,7 @@ class Supervisor(ABC):
             delay = 0.0 if not failures else min(0.5 * 2 ** (failures - 1), MAX_BACKOFF)
             log.error("%s: the %s is gone; starting it again in %.1f s", self.name, self.what, delay)
             await asyncio.sleep(delay)
+            await self._may_restart.wait()
             failures += 1
             self.restarts += 1
             try:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from batching.protocol import Action, Control, Controlled
 from engines.base import EngineError
-from engines.types import ErrorCode, FinishReason, OutputDelta, RequestError
+from engines.types import ErrorCode, FinishReason, GenerationRequest, OutputDelta, RequestError
 
 LOOK_INTERVAL = 0.02  # seconds between looks at whether anything is left
 
@@ -38,8 +38,8 @@ class Departure:
         abort: Callable[[str], None],
         remote: Remote | None,
     ) -> None:
-        self.refusal: RequestError | None = None  # of every request that comes now
-        self._cut: RequestError | None = None
+        self.refusal: RequestError | None = None  # of every new request that comes now
+        self._cut: RequestError | None = None  # of those that ran, and of any that comes
         self._left, self._is_sent, self._abort, self._remote = left, is_sent, abort, remote
 
     async def carry_out(self, control: Control) -> Controlled:
@@ -71,10 +71,12 @@ class Departure:
             return Controlled(control.number, f"its worker failed at the step {control.action}; see the log")
         return Controlled(control.number)
 
-    def refused(self, request_id: str) -> OutputDelta | None:
-        if self.refusal is None:
+    def refused(self, request: GenerationRequest) -> OutputDelta | None:
+        """What another engine had begun is among what runs: it may finish, until that is cut."""
+        error = self._cut if request.is_moved else self.refusal
+        if error is None:
             return None
-        return OutputDelta(request_id, finish_reason=FinishReason.ERROR, error=self.refusal)
+        return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
 
     def as_told(self, delta: OutputDelta) -> OutputDelta:
         """An abort of ours is no wish of its client's. What was computed is still charged."""

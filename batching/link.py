@@ -27,6 +27,9 @@ class WorkerLink(Protocol):
 
     async def stop(self) -> None: ...
 
+    def let_restart(self, allowed: bool) -> None:
+        """Whether it is started again when it dies; it is from every `start` on."""
+
     async def refresh(self) -> None:
         """It has been started by whoever starts it: returns when that is seen here, or not to be seen."""
 
@@ -56,6 +59,9 @@ class WorkerConnection:
         if self.client is not None:
             await self.client.close()
             self.client = None
+
+    def let_restart(self, allowed: bool) -> None:
+        """Nothing to do: that is up to who supervises it."""
 
     async def refresh(self) -> None:
         """Connect now, not at the next attempt."""

@@ -70,14 +70,14 @@ class Switchboard:
             self._batcher.abort(message.request_id)
 
     def _submit(self, request: GenerationRequest, gateway: Gateway) -> None:
-        if (refused := self.refused(request.request_id)) is not None:
+        if (refused := self.refused(request)) is not None:
             gateway.send(Deltas([refused]))
             return
         self._owners[request.request_id] = gateway
         self._batcher.add(request)
 
-    def refused(self, request_id: str) -> OutputDelta | None:
-        """Why no request is taken now, as its only delta."""
+    def refused(self, request: GenerationRequest) -> OutputDelta | None:
+        """Why it is not taken now, as its only delta."""
         return None
 
     def as_told(self, delta: OutputDelta) -> OutputDelta:

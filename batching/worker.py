@@ -44,7 +44,7 @@ from batching.switchboard import AnyBatcher, Gateway, Switchboard
 from batching.text_scheduler import TextScheduler
 from engines import registry
 from engines.base import EngineError, RemoteEngine, StreamEngine, VectorEngine
-from engines.types import OutputDelta
+from engines.types import GenerationRequest, OutputDelta
 
 MAX_UNSENT_BYTES = 64 * 2**20  # to a gateway that has stopped reading
 EXIT_FAILED, EXIT_CANNOT_START = 1, 2
@@ -110,8 +110,8 @@ class Worker(Switchboard):
         else:
             super().handle(message, gateway)
 
-    def refused(self, request_id: str) -> OutputDelta | None:
-        return self._departure.refused(request_id)
+    def refused(self, request: GenerationRequest) -> OutputDelta | None:
+        return self._departure.refused(request)
 
     def as_told(self, delta: OutputDelta) -> OutputDelta:
         return self._departure.as_told(delta)

@@ -128,6 +128,7 @@ class GenerationRequest:
 
     `output_token_ids` begin the answer: another engine gave them, and this one goes on behind them. To `sampling`
     (max_tokens, min_tokens, penalties, the seed's random numbers) they count as output. They are not given again.
+    `is_moved`: another engine had it and failed, with or without output, so it is no newcomer to its model.
     """
 
     request_id: str
@@ -141,6 +142,7 @@ class GenerationRequest:
     prompt_text: str = ""  # the same prompt, for engines with `EngineInfo.takes_text`
     output_token_ids: list[int] = field(default_factory=list)
     texts: list[TextSpan] = field(default_factory=list)
+    is_moved: bool = False
 
     @property
     def known_token_ids(self) -> list[int]:

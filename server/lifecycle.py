@@ -17,6 +17,7 @@ from server.registry import Deployment
 
 CHECK_TIMEOUT = 15.0  # seconds
 CUT_TIMEOUT = 5.0  # in which what is cut is told
+MOVE_TIME = 0.2  # in which a gateway has sent on what a worker that died was at
 UNLOAD_TIMEOUT = 120.0
 
 Announce = Callable[[bool], Awaitable[None]]
@@ -114,6 +115,7 @@ class Lifecycle:
 
     async def _unload(self, drain: float) -> None:
         try:
+            self._let_restart(False)
             workers = await self._workers_that_answer()
             await self._enter(Phase.UNLOADING)
             await self._drain(workers, drain)
@@ -137,7 +139,7 @@ class Lifecycle:
         refusal = f"The model {self._deployment.id} is unloaded."
         try:
             async with asyncio.timeout(drain) as self._patience:
-                await self._all(workers, Action.DRAIN, None, refusal)
+                await self._drain_all(workers, refusal)
         except TimeoutError:
             self._patience = None
             cut = f"The model {self._deployment.id} was unloaded before this request had ended."
@@ -145,24 +147,45 @@ class Lifecycle:
         finally:
             self._patience = None
 
+    async def _drain_all(self, workers: Sequence[WorkerClient], refusal: str) -> None:
+        """What one that dies was at goes to the others, which may have had nothing left by then: they drain again."""
+        while len(drained := await self._all(workers, Action.DRAIN, None, refusal)) < len(workers):
+            workers = drained
+            await asyncio.sleep(MOVE_TIME)
+
     async def _all(
         self, workers: Sequence[WorkerClient], action: Action, timeout: float | None, text: str = ""
-    ) -> None:
-        """One that dies or hangs meanwhile is as good as ready to be ended. Raises EngineError."""
+    ) -> list[WorkerClient]:
+        """Those that have done it. One that dies or hangs meanwhile is as good as ready to be ended.
 
-        async def tell(worker: WorkerClient) -> None:
+        Raises EngineError.
+        """
+
+        async def has_done(worker: WorkerClient) -> bool:
             with contextlib.suppress(TimeoutError, ConnectionError):
                 async with asyncio.timeout(timeout):
                     await worker.control(action, text)
+                return True
+            return False
 
-        await asyncio.gather(*(tell(worker) for worker in workers))
+        answers = await asyncio.gather(*(has_done(worker) for worker in workers))
+        return [worker for worker, is_done in zip(workers, answers, strict=True) if is_done]
 
     async def _resume(self) -> None:
         """As before. Who was connected meanwhile has refused nothing, and is told in vain."""
-        clients = [replica.client for replica in self._deployment.replicas]
-        await self._all([client for client in clients if client is not None], Action.RESUME, CHECK_TIMEOUT)
+        self._let_restart(True)
+        clients = [client for replica in self._deployment.replicas if (client := replica.client) is not None]
+        told = (self._all([client], Action.RESUME, CHECK_TIMEOUT) for client in clients)
+        for answer in await asyncio.gather(*told, return_exceptions=True):
+            if isinstance(answer, Exception):  # why it was not unloaded is what the operator is told
+                log.error("model %s: a worker does not take requests again: %s", self._deployment.id, _in_words(answer))
         if self.state.phase is not Phase.READY:
             await self._enter(Phase.READY)
+
+    def _let_restart(self, allowed: bool) -> None:
+        """A worker that starts in mid-unload would load all of the model, and take requests."""
+        for replica in self._deployment.replicas:
+            replica.link.let_restart(allowed)
 
     async def _stop_workers(self) -> None:
         await asyncio.gather(*(replica.link.stop() for replica in self._deployment.replicas))

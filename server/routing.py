@@ -76,7 +76,8 @@ def pick(deployment: Deployment) -> Replica:
 
 
 def pick_other(deployment: Deployment, failed: Replica | None) -> Replica | None:
-    """The same among the others than one; None while none of them serves."""
+    """The same among the others than one; None while none of them serves. A model that is being unloaded finishes what
+    it has begun, so its replicas count too: they refuse what they may not take."""
     ready = [replica for replica in deployment.replicas if replica.is_ready and replica is not failed]
     return min(ready, key=lambda replica: replica.load, default=None)
 

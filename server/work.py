@@ -124,6 +124,7 @@ class Work:
             priority=BEGUN_FIRST if choice.token_ids else 0,
             cache_salt=self._terms.cache_salt,
             output_token_ids=choice.token_ids.tolist(),
+            is_moved=num_moves > 0,
         )
 
     # --- when an engine fails

@@ -250,10 +250,14 @@ def _text_frame(payload: bytes) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def crowd(tenant: Tenant, model: str, doors: Sequence[Door], max_tokens: int) -> AsyncIterator[list[Seen]]:
+async def crowd(
+    tenant: Tenant, model: str, doors: Sequence[Door], max_tokens: int, **fields: object
+) -> AsyncIterator[list[Seen]]:
     """One request a door, all at once, each with a prompt of its own. All have ended when the body is left."""
     async with tenant.client() as client, asyncio.TaskGroup() as tasks:
-        everybody = [Seen(chat(model, f"{tenant.name} asks {index}", max_tokens)) for index in range(len(doors))]
+        everybody = [
+            Seen(chat(model, f"{tenant.name} asks {index}", max_tokens, **fields)) for index in range(len(doors))
+        ]
         for door, seen in zip(doors, everybody, strict=True):
             tasks.create_task(tenant.ask(door, client, seen))
         yield everybody

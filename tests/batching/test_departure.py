@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,27 @@ async def test_what_runs_is_finished_and_what_comes_is_refused(served: Serving, 
     assert [a.token_ids for a in answers] == [fake_answer([i + 1], 100) for i in range(1, 20)]
     await asyncio.wait_for(draining, 30)
     await other.close()
+
+
+async def test_what_another_engine_had_begun_is_finished_too_until_it_is_cut(
+    served: Serving, client: WorkerClient
+) -> None:
+    running = client.submit(ask("running", [1], ENDLESS))
+    await running.get()
+    draining = asyncio.create_task(client.control(Action.DRAIN, "It is unloaded."))
+    await eventually(lambda: served.worker._departure.refusal is not None)
+    begun = fake_answer([1], 9)
+    for num_begun in (4, 0):
+        moved = replace(ask(f"moved-{num_begun}", [1], 9), is_moved=True, output_token_ids=begun[:num_begun])
+        answer = await read_to_end(client.submit(moved))
+        assert (answer.token_ids, answer.error) == (begun[num_begun:], None)
+    await client.control(Action.CUT, "It was cut.")
+    await asyncio.wait_for(draining, 30)
+    for is_moved, message in ((True, "It was cut."), (False, "It is unloaded.")):
+        late = replace(ask(f"late-{is_moved}", [1], 9), is_moved=is_moved)
+        refused = await read_to_end(client.submit(late))
+        assert refused.error is not None
+        assert (refused.error.code, refused.error.message) == (ErrorCode.UNLOADED, message)
 
 
 async def test_what_is_cut_ends_in_an_error_with_its_account(served: Serving, client: WorkerClient) -> None:

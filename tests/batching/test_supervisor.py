@@ -182,6 +182,27 @@ async def test_failed_starts_are_repeated_later_and_later(socket_path, monkeypat
     assert delays == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, *[30.0] * 5]
 
 
+async def test_one_that_is_to_go_is_not_started_again(socket_path, monkeypatch):
+    spawned: list[bool] = []
+
+    async def spawn() -> None:
+        spawned.append(True)
+
+    supervisor = supervise(socket_path)
+    monkeypatch.setattr(supervisor, "_spawn", spawn)
+    supervisor.let_restart(False)
+    restarting = asyncio.create_task(supervisor._restart(0))
+    await asyncio.sleep(0.05)
+    assert not spawned
+    supervisor.let_restart(True)
+    await asyncio.wait_for(restarting, 30)
+    assert spawned
+    supervisor.let_restart(False)
+    await supervisor.start()
+    assert await asyncio.wait_for(supervisor._restart(0), 30) == 1
+    supervisor._watching.cancel()
+
+
 async def test_a_long_life_is_forgiven(socket_path, monkeypatch):
     """The second of two quick deaths has to wait; one after long service doesn't."""
     supervisor, asked, deaths = supervise(socket_path), [], [asyncio.Event() for _ in range(4)]

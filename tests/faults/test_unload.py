@@ -32,6 +32,7 @@ name = "org/pair"
 version = "1"
 engine = "fake"
 replicas = 2
+options = { delay_ms = 10 }
 """
 CONFIG = MODELS + '[routing]\ndefault_versions = { echo = "1" }\n' + BOOKS
 MANY = [*DOORS] * 4
@@ -187,6 +188,26 @@ async def test_a_worker_that_was_killed_is_not_started_again(server: PenstockPro
     assert (await done(server, "echo@2", "unload"))["state"] == "unloaded"
     assert len(server.worker_pids()) == len(workers) - 1
     assert (await done(server, "echo@2", "load"))["state"] == "ready"
+
+
+async def test_an_engine_that_dies_in_the_drain_leaves_its_answers_to_the_other(server: PenstockProcess) -> None:
+    tenant = Tenant.create(server)
+    await done(server, "org/pair@1", "unload")
+    others = set(server.worker_pids())
+    await done(server, "org/pair@1", "load")
+    pair = set(server.worker_pids()) - others
+    async with crowd(tenant, "org/pair", DOORS, 300, seed=1) as everybody:
+        await until(lambda: standing(server, "org/pair@1")["running"] == len(DOORS), "the answers")
+        unloading = asyncio.create_task(done(server, "org/pair@1", "unload"))
+        await until(lambda: standing(server, "org/pair@1")["state"] == "unloading", "the unload")
+        os.kill(min(pair), signal.SIGKILL)
+        await until(lambda: min(pair) not in server.worker_pids(), "its death")
+        await asyncio.sleep(0.5)  # in which it would be started again
+        assert set(server.worker_pids()) == others | {max(pair)}
+    assert all(seen.is_right and seen.finish_reason == "length" for seen in everybody)
+    assert (await unloading)["state"] == "unloaded"
+    assert set(server.worker_pids()) == others
+    assert (await done(server, "org/pair@1", "load"))["replicas_ready"] == 2
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class Link:
         self.may_start.set()
         self.failure: Exception | None = None
         self.starts = self.stops = 0
+        self.may_restart = True
 
     async def start(self) -> None:
         self.starts += 1
@@ -59,6 +60,9 @@ class Link:
     async def stop(self) -> None:
         self.stops += 1
         self.client = None
+
+    def let_restart(self, allowed: bool) -> None:
+        self.may_restart = allowed
 
     async def refresh(self) -> None: ...
 
@@ -163,6 +167,24 @@ async def test_a_second_unload_during_the_cut_waits_for_its_end() -> None:
     assert house.link.stops == 1
 
 
+async def test_what_one_that_dies_was_at_is_waited_for_at_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which had nothing left, and said so, before it died."""
+    monkeypatch.setattr(lifecycle, "MOVE_TIME", 0.01)
+    house = House(2)
+    dying, other = (cast(Client, link.client) for link in house.links)
+    dying.blocked.add(Action.DRAIN)
+    unloading = house.unload()
+    await eventually(lambda: Action.DRAIN in other.told)
+    assert not any(link.may_restart for link in house.links)
+    other.blocked.add(Action.DRAIN)
+    dying.dies.set()
+    await eventually(lambda: other.told.count(Action.DRAIN) == 2)
+    await asyncio.sleep(0.05)
+    assert not unloading.done()
+    other.dies.set()
+    await asyncio.wait_for(unloading, 30)
+
+
 async def test_a_load_during_an_unload_comes_after_it() -> None:
     house = House()
     house.client.blocked.add(Action.DRAIN)
@@ -249,7 +271,19 @@ async def test_an_unload_that_is_refused_leaves_things_as_they_were(action: Acti
     for link in house.links:
         assert link.client is not None
         assert link.client.told[-1] is Action.RESUME
+        assert link.may_restart
     assert (Phase.UNLOADING in house.phases) == (action is Action.UNLOAD)
+
+
+async def test_a_worker_that_does_not_come_back_leaves_the_model_ready() -> None:
+    house = House(2)
+    house.client.errors = {
+        Action.UNLOAD: EngineError("its Triton does not want to"),
+        Action.RESUME: EngineError("nor now"),
+    }
+    with pytest.raises(ModelControlError, match="could not be unloaded: its Triton does not want to"):
+        await house.unload()
+    assert house.deployment.standing is Standing.READY
 
 
 @pytest.mark.parametrize("state", ["absent", "hangs", "dies"])

@@ -31,6 +31,7 @@ async def test_an_answer_without_a_seam(dies_at: int) -> None:
     assert await read(house.generation(sampling=SEEDED)) == ANSWER
     (begun,), (continued,) = house.worker.requests, house.others[0].requests
     assert continued.output_token_ids == fake_answer(PROMPT, dies_at + 1)
+    assert (begun.is_moved, continued.is_moved) == (False, True)
     assert (continued.sampling, continued.deadline) == (begun.sampling, begun.deadline)
     assert continued.request_id != begun.request_id
     assert continued.priority < begun.priority
@@ -146,6 +147,17 @@ async def test_a_whole_answer_that_is_lost_twice() -> None:
         await read_whole(house.generation(streamed=False))
     assert house.failovers == {"retried": 1, "gave_up": 1}
     await check_charged_once(house, num_output=5)
+
+
+async def test_what_was_given_and_dropped_is_charged_to_nobody() -> None:
+    """The engine that it begins again at refuses it."""
+    full = RequestError(ErrorCode.OVERLOADED, "no")
+    house = House(PaperWorker(dies_with=[3]), others=(PaperWorker(refuses=full),))
+    with pytest.raises(RateLimited):
+        await read_whole(house.generation(streamed=False))
+    assert house.failovers == {"retried": 1}
+    assert house.num_charged == 0
+    await house.check_nothing_left()
 
 
 async def test_a_stream_has_not_begun_while_it_is_begun_again() -> None:
