@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
 from batching.stats import WorkerStats
 from engines.base import Grammars
-from engines.types import FinishReason, GenerationRequest, Grammar, OutputDelta
+from engines.types import ErrorCode, FinishReason, GenerationRequest, Grammar, OutputDelta, RequestError
+
+log = logging.getLogger("penstock.grammars")
 
 
 class Gated(Protocol):
@@ -39,8 +42,13 @@ class GrammarGate:
             self._waiting[request.request_id] = task
 
     async def _prepare(self, request: GenerationRequest, grammar: Grammar, grammars: Grammars) -> None:
-        error = await grammars.prepare(grammar)
-        del self._waiting[request.request_id]
+        try:
+            error = await grammars.prepare(grammar)
+        except Exception:  # whatever it is, the request has to end
+            log.exception("request %s: its grammar could not be prepared", request.request_id)
+            error = RequestError(ErrorCode.ENGINE_FAILED, "The grammar of the answer could not be prepared.")
+        finally:
+            self._waiting.pop(request.request_id, None)  # an abort has taken it out already
         if error is None:
             self._batcher.add(request)
         else:

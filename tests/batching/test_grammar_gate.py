@@ -87,6 +87,20 @@ async def test_a_grammar_that_is_refused_ends_its_request_alone() -> None:
     assert delivered == [OutputDelta("a", finish_reason=FinishReason.ERROR, error=error)]
 
 
+async def test_a_grammar_that_fails_to_be_prepared_ends_its_request() -> None:
+    below, compiler, delivered = Below(), Compiler(), list[OutputDelta]()
+    gate = GrammarGate(below, compiler, delivered.extend)
+    gate.add(constrained("a"))
+    compiler.verdict.set_exception(OSError("no vocabulary"))
+    await settle()
+    (end,) = delivered
+    assert (end.request_id, end.finish_reason) == ("a", FinishReason.ERROR)
+    assert end.error is not None
+    assert end.error.code is ErrorCode.ENGINE_FAILED
+    assert gate.snapshot().waiting == 2
+    assert below.calls == []
+
+
 async def test_an_abort_meets_a_request_wherever_it_is() -> None:
     below, compiler, delivered = Below(), Compiler(), list[OutputDelta]()
     gate = GrammarGate(below, compiler, delivered.extend)
