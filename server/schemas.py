@@ -26,10 +26,15 @@ _TYPES = {
 }
 # How JSON is written: no blanks but a space or a line feed and an indent, as engines/grammars/compiler.py has it.
 WRITING = {"whitespace_pattern": "( |\\n {0,20})?"}
+_OPTIONS = "x-guidance"  # the compiler's own: with them a schema could lift what it asks for
 _ANY = frozenset({"any", "Any"})
 _SCHEMA = ("items", "additionalProperties", "additionalItems", "not", "if", "then", "else", "contains", "propertyNames")
 _LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _MAP = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+
+class ForbiddenKeyword(ValueError):
+    """The message is for the client."""
 
 
 def as_json(schema: Any, param: str) -> str:
@@ -38,6 +43,8 @@ def as_json(schema: Any, param: str) -> str:
         text = json.dumps(standard(schema), ensure_ascii=False)
     except RecursionError:
         raise InvalidRequest(f"Invalid value for '{param}': the schema is nested too deeply.", param=param) from None
+    except ForbiddenKeyword as error:
+        raise InvalidRequest(f"Invalid value for '{param}': {error}", param=param) from None
     if len(text) > MAX_SCHEMA:
         message = f"Invalid value for '{param}': a schema has at most {MAX_SCHEMA} characters."
         raise InvalidRequest(message, param=param)
@@ -53,13 +60,17 @@ def for_lark(schema: Any, param: str, *, strict: bool | None) -> str:
 
 
 def standard(schema: Any) -> Any:
-    """The schema with JSON schema's names for types, at every place that is a schema and not a value."""
+    """The schema with JSON schema's names for types, at every place that is a schema and not a value.
+
+    Raises ForbiddenKeyword."""
     if not isinstance(schema, Mapping):
         return schema
     return {key: new for key, value in schema.items() if (new := _keyword(key, value)) is not None or value is None}
 
 
 def _keyword(key: str, value: Any) -> Any:
+    if key == _OPTIONS:
+        raise ForbiddenKeyword(f"a schema can't have the keyword '{_OPTIONS}'.")
     if key == "type":
         return _type(value)
     if key in _LIST and isinstance(value, list):

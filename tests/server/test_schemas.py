@@ -41,3 +41,18 @@ def test_a_schema_of_any_depth_is_answered() -> None:
 def test_a_schema_has_a_size() -> None:
     with pytest.raises(InvalidRequest, match="at most"):
         as_json({"enum": ["x" * MAX_SCHEMA]}, "response_format")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}},
+        {"properties": {"a": {"anyOf": [{"x-guidance": {}}]}}},
+    ],
+)
+def test_a_schema_cannot_set_how_it_is_compiled(schema: Any) -> None:
+    with pytest.raises(InvalidRequest, match="'x-guidance'") as caught:
+        as_json(schema, "response_format")
+    assert caught.value.param == "response_format"
+    named = {"properties": {"x-guidance": {"const": {"x-guidance": 1}}}}  # a property's name, and a value
+    assert standard(named) == named
