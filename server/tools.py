@@ -122,7 +122,9 @@ def _check_choices(body: ChatCompletionRequest) -> None:
         "function_call", body.function_call, "functions", body.functions,
     )  # fmt: skip
     for param, choice, source, given in choices:
-        if choice not in (None, "none", "auto") and not given:
+        # "none" for the other family's functions would leave them callable
+        is_needed = choice not in (None, "none", "auto") or (choice is not None and (body.tools or body.functions))
+        if is_needed and not given:
             raise InvalidRequest(f"'{param}' is only allowed when '{source}' is given.", param=param)
 
 

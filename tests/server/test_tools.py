@@ -78,6 +78,8 @@ REFUSED: list[tuple[dict[str, Any], type[InvalidRequest], str]] = [
     ({"function_call": {"name": "f"}}, InvalidRequest, "function_call"),
     ({"function_call": {"name": "f"}, "tools": TOOLS}, InvalidRequest, "function_call"),
     ({"tool_choice": named("f"), "functions": [F]}, InvalidRequest, "tool_choice"),
+    ({"function_call": "none", "tools": TOOLS}, InvalidRequest, "function_call"),
+    ({"tool_choice": "none", "functions": [F]}, InvalidRequest, "tool_choice"),
     ({"tools": TOOLS, "tool_choice": named("h")}, InvalidRequest, "tool_choice"),
     ({"tools": TOOLS, "tool_choice": allowed("auto", "h")}, InvalidRequest, "tool_choice"),
     ({"tools": [TOOLS[0], TOOLS[0]]}, InvalidRequest, "tools"),
