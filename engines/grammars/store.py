@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -14,11 +17,27 @@ from engines import vocabulary
 from engines.grammars.compiler import compile_grammar, open_tokenizer
 from engines.grammars.matcher import Matcher
 from engines.grammars.trials import Busy, Trials
+from engines.grammars.zygote import Verdict
 from engines.types import EngineConfig, ErrorCode, Grammar, RequestError, SamplingParams
 
 MAX_COST = 256 * 2**20  # bytes of all compiled grammars that are kept, as measured when they were tried
 MAX_KEPT = 256
 RETRY_MS = 1000
+MEASURE_LASTS = 30.0  # seconds for which a grammar that took too much is refused without another trial
+
+
+@dataclass(slots=True, frozen=True)
+class _Refusal:
+    problem: str
+    until: float
+
+
+@dataclass(slots=True)
+class _Preparation:
+    """`num_waiting` requests wait for its end; without any it is given up."""
+
+    task: asyncio.Task[str]
+    num_waiting: int = 0
 
 
 class GrammarStore:
@@ -35,8 +54,8 @@ class GrammarStore:
         self._opening = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[Grammar, tuple[LLMatcher, int]] = OrderedDict()
-        self._refused: OrderedDict[Grammar, str] = OrderedDict()
-        self._preparing: dict[Grammar, asyncio.Task[str]] = {}
+        self._refused: OrderedDict[Grammar, _Refusal] = OrderedDict()
+        self._preparing: dict[Grammar, _Preparation] = {}
 
     async def close(self) -> None:
         await self._trials.close()
@@ -48,31 +67,44 @@ class GrammarStore:
 
     async def prepare(self, grammar: Grammar) -> RequestError | None:
         """Requests with the same grammar wait for one trial of it."""
-        if (task := self._preparing.get(grammar)) is None:
-            task = self._preparing[grammar] = asyncio.create_task(self._prepare(grammar))
-            task.add_done_callback(lambda _: self._preparing.pop(grammar, None))
+        if (preparation := self._preparing.get(grammar)) is None:
+            preparation = _Preparation(asyncio.create_task(self._prepare(grammar)))
+            self._preparing[grammar] = preparation
+        preparation.num_waiting += 1
         try:
-            problem = await asyncio.shield(task)
+            problem = await asyncio.shield(preparation.task)
         except Busy as busy:
             return RequestError(ErrorCode.OVERLOADED, f"The server is busy: {busy}.", RETRY_MS)
+        finally:
+            preparation.num_waiting -= 1
+            if preparation.num_waiting == 0:
+                preparation.task.cancel()  # no effect on one that has ended
+                del self._preparing[grammar]
         return RequestError(ErrorCode.INVALID_GRAMMAR, problem) if problem else None
 
     async def _prepare(self, grammar: Grammar) -> str:
         """What is wrong with it; "" when it is ready."""
         if self.is_ready(grammar):
             return ""
-        if (problem := self._refused.get(grammar)) is None:
-            opening = asyncio.create_task(asyncio.to_thread(self._open_tokenizer))  # beside the process's own
-            verdict = await self._trials.verdict(grammar)
-            await opening
-            problem = verdict.problem
-            if not problem:
-                await asyncio.to_thread(self._compile, grammar, verdict.cost)
-                return ""
-            self._refused[grammar] = problem
-            while len(self._refused) > MAX_KEPT:
-                self._refused.popitem(last=False)
-        return problem
+        refusal = self._refused.get(grammar)
+        if refusal is not None and time.monotonic() < refusal.until:
+            return refusal.problem
+        opening = asyncio.create_task(asyncio.to_thread(self._open_tokenizer))  # beside the process's own
+        verdict = await self._trials.verdict(grammar)
+        await opening
+        if verdict.problem:
+            self._refuse(grammar, verdict)
+        else:
+            await asyncio.to_thread(self._compile, grammar, verdict.cost)
+        return verdict.problem
+
+    def _refuse(self, grammar: Grammar, verdict: Verdict) -> None:
+        """For good, unless the machine was just busy: then what the trial took says little."""
+        until = time.monotonic() + MEASURE_LASTS if verdict.is_measured else math.inf
+        self._refused[grammar] = _Refusal(verdict.problem, until)
+        self._refused.move_to_end(grammar)
+        while len(self._refused) > MAX_KEPT:
+            self._refused.popitem(last=False)
 
     def matcher(self, params: SamplingParams, vocab_size: int, tokens: Iterable[int] = ()) -> Matcher:
         """For a new sequence, of which `tokens` were sampled elsewhere. Raises GrammarError."""

@@ -9,11 +9,13 @@ import sys
 
 import msgspec
 
-from engines.grammars.zygote import LENGTH, Trial, Verdict
+from engines.grammars.zygote import LENGTH, MAX_CHILDREN, Trial, Verdict
 from engines.types import Grammar
 
-MAX_WAITING = 64  # grammars; of 0.8 s at most each, two at a time
-ANSWER_TIMEOUT = 10.0  # seconds, the first one's wait for the vocabulary included
+MAX_WAITING = 64  # grammars, for a place; a usual one is tried in milliseconds
+PATIENCE = 10.0  # seconds to wait for a place
+ANSWER_TIMEOUT = 10.0  # seconds from then on, the first one's wait for the vocabulary included
+CROWDED = "too many grammars are waiting to be compiled"
 UNAVAILABLE = "grammars can't be compiled at the moment"
 
 
@@ -22,7 +24,11 @@ class Busy(Exception):
 
 
 class Trials:
-    """Starts the process with the first grammar, and again after its death. Belongs to one event loop."""
+    """Starts the process with the first grammar, and again after its death. Belongs to one event loop.
+
+    They wait on this side: the process has no more than it can try at once, so that one nobody waits for any more is
+    not tried. One that was sent holds its place until it is answered, whoever has left.
+    """
 
     def __init__(self, vocabulary_path: str) -> None:
         self._vocabulary_path = vocabulary_path
@@ -31,6 +37,8 @@ class Trials:
         self._verdicts: dict[int, asyncio.Future[Verdict]] = {}
         self._numbers = itertools.count()
         self._starting = asyncio.Lock()
+        self._places = asyncio.Semaphore(MAX_CHILDREN)
+        self._num_waiting = 0
 
     async def close(self) -> None:
         """It ends with its input; a worker that ends closes that too."""
@@ -41,28 +49,60 @@ class Trials:
 
     async def verdict(self, grammar: Grammar) -> Verdict:
         """Raises Busy."""
-        if len(self._verdicts) >= MAX_WAITING:
-            raise Busy("too many grammars are waiting to be compiled")
-        number = next(self._numbers)
-        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._verdicts[number] = future
+        await self._take_place()
+        answer = await self._send(grammar)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                await self._send(Trial(number, grammar))
-                return await future
-        except (TimeoutError, OSError) as error:
+                return await asyncio.shield(answer)
+        except TimeoutError as error:
+            self._kill()  # it is stuck: its own limit is shorter by far
             raise Busy(UNAVAILABLE) from error
-        finally:
-            del self._verdicts[number]
 
-    async def _send(self, trial: Trial) -> None:
-        async with self._starting:
-            if self._process is None or self._process.returncode is not None:
-                await self._start()
+    async def _take_place(self) -> None:
+        if self._num_waiting >= MAX_WAITING:
+            raise Busy(CROWDED)
+        self._num_waiting += 1
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise Busy(CROWDED) from error
+        finally:
+            self._num_waiting -= 1
+
+    async def _send(self, grammar: Grammar) -> asyncio.Future[Verdict]:
+        """What will be the verdict. It has the place that was taken for it, and gives that back."""
+        try:
+            await self._be_started()
+        except BaseException:
+            self._places.release()
+            raise
         assert self._process is not None
         assert self._process.stdin is not None
-        payload = msgspec.msgpack.encode(trial)
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(self._give_back_place)
+        number = next(self._numbers)
+        self._verdicts[number] = future
+        payload = msgspec.msgpack.encode(Trial(number, grammar))
         self._process.stdin.write(LENGTH.pack(len(payload)) + payload)
+        return future
+
+    def _give_back_place(self, answer: asyncio.Future[Verdict]) -> None:
+        self._places.release()
+        answer.exception()  # taken, should nobody wait for it any more
+
+    async def _be_started(self) -> None:
+        """Raises Busy."""
+        async with self._starting:
+            if self._process is None or self._process.returncode is not None:
+                try:
+                    await self._start()
+                except OSError as error:
+                    raise Busy(UNAVAILABLE) from error
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
 
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -81,10 +121,8 @@ class Trials:
             while True:
                 (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
                 verdict = msgspec.msgpack.decode(await process.stdout.readexactly(length), type=Verdict)
-                future = self._verdicts.get(verdict.number)
-                if future is not None and not future.done():
+                if (future := self._verdicts.pop(verdict.number, None)) is not None:
                     future.set_result(verdict)
         await process.wait()
-        for future in self._verdicts.values():
-            if not future.done():
-                future.set_exception(Busy(UNAVAILABLE))
+        while self._verdicts:
+            self._verdicts.popitem()[1].set_exception(Busy(UNAVAILABLE))

@@ -38,11 +38,15 @@ class Trial(msgspec.Struct, array_like=True):
 
 
 class Verdict(msgspec.Struct, array_like=True):
-    """`problem` is empty for a grammar that can be used, which takes about `cost` bytes."""
+    """`problem` is empty for a grammar that can be used, which takes about `cost` bytes.
+
+    `is_measured`: the problem is what the trial took, which may be less on another day.
+    """
 
     number: int
     problem: str = ""
     cost: int = 0
+    is_measured: bool = False
 
 
 @dataclass(slots=True)
@@ -105,7 +109,7 @@ class Zygote:
         data = b"" if problem else os.read(descriptor, 1 << 16)  # a verdict fits a pipe: it is there at once
         os.close(descriptor)
         os.waitpid(child.pid, 0)
-        verdict = msgspec.msgpack.decode(data, type=Verdict) if data else Verdict(0, problem or TOO_LARGE)
+        verdict = msgspec.msgpack.decode(data, type=Verdict) if data else _took_too_much(problem or TOO_LARGE)
         verdict.number = child.number
         _write(1, verdict)
 
@@ -148,6 +152,10 @@ def _resident() -> int:
 def _statm(field: int) -> int:
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[field]) * resource.getpagesize()
+
+
+def _took_too_much(problem: str) -> Verdict:
+    return Verdict(0, problem, is_measured=True)
 
 
 def _write(descriptor: int, verdict: Verdict) -> None:
