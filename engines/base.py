@@ -33,8 +33,11 @@ class Grammars(Protocol):
 
     def is_ready(self, grammar: Grammar) -> bool: ...
 
-    async def prepare(self, grammar: Grammar) -> RequestError | None:
-        """Compile it, within bounds of time and memory; the answer, if any, refuses it."""
+    async def prepare(self, grammar: Grammar, *, was_used: bool = False) -> RequestError | None:
+        """Compile it, within bounds of time and memory; the answer, if any, refuses it.
+
+        `was_used`: an engine has sampled by it, so that it was tried there: it is compiled at once.
+        """
 
 
 class StepEngine(Protocol):

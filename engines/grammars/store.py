@@ -22,6 +22,7 @@ from engines.types import EngineConfig, ErrorCode, Grammar, RequestError, Sampli
 
 MAX_COST = 256 * 2**20  # bytes of all compiled grammars that are kept, as measured when they were tried
 MAX_KEPT = 256
+USUAL_COST = MAX_COST // MAX_KEPT  # counted for one that was tried elsewhere
 RETRY_MS = 1000
 MEASURE_LASTS = 30.0  # seconds for which a grammar that took too much is refused without another trial
 
@@ -65,8 +66,11 @@ class GrammarStore:
         with self._lock:
             return grammar in self._compiled
 
-    async def prepare(self, grammar: Grammar) -> RequestError | None:
+    async def prepare(self, grammar: Grammar, *, was_used: bool = False) -> RequestError | None:
         """Requests with the same grammar wait for one trial of it."""
+        if was_used:
+            await asyncio.to_thread(self._compile, grammar, USUAL_COST)
+            return None
         if (preparation := self._preparing.get(grammar)) is None:
             preparation = _Preparation(asyncio.create_task(self._prepare(grammar)))
             self._preparing[grammar] = preparation

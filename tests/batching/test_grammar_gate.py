@@ -36,11 +36,13 @@ class Compiler:
     def __init__(self) -> None:
         self.verdict: asyncio.Future[RequestError | None] = asyncio.get_running_loop().create_future()
         self.ready = False
+        self.was_used = False
 
     def is_ready(self, grammar: Grammar) -> bool:
         return self.ready
 
-    async def prepare(self, grammar: Grammar) -> RequestError | None:
+    async def prepare(self, grammar: Grammar, *, was_used: bool = False) -> RequestError | None:
+        self.was_used = was_used
         return await asyncio.shield(self.verdict)
 
 
@@ -74,6 +76,17 @@ async def test_a_compiled_grammar_is_not_waited_for() -> None:
     compiler.ready = True
     GrammarGate(below, compiler, lambda _: None).add(constrained("a"))
     assert below.calls == ["add a"]
+
+
+async def test_the_grammar_of_an_answer_that_was_begun_elsewhere_is_not_tried_again() -> None:
+    below, compiler = Below(), Compiler()
+    gate = GrammarGate(below, compiler, lambda _: None)
+    gate.add(constrained("a"))
+    await settle()
+    assert not compiler.was_used
+    gate.add(replace(constrained("b"), output_token_ids=[1]))
+    await settle()
+    assert compiler.was_used
 
 
 async def test_a_grammar_that_is_refused_ends_its_request_alone() -> None:

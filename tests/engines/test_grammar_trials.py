@@ -178,3 +178,16 @@ async def test_a_preparation_ends_with_the_last_request_that_waits_for_it() -> N
     faked.processes[0].answer(0)
     await settle()
     assert faked.tried == RUNNING
+
+
+async def test_a_grammar_that_was_used_elsewhere_is_ready_however_many_wait() -> None:
+    def refuse(_: Grammar) -> Verdict:
+        raise Busy(trials.CROWDED)
+
+    store = Known(refuse)
+    error = await store.prepare(grammar("a"))
+    assert error is not None
+    assert error.code is ErrorCode.OVERLOADED
+    assert await store.prepare(grammar("a"), was_used=True) is None
+    assert store.is_ready(grammar("a"))
+    assert store.num_trials == 1
