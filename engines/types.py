@@ -92,7 +92,9 @@ class SamplingParams:
     logit_bias: dict[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
-    grammar: Grammar | None = None  # a stop token is sampled only where a text of it is complete
+    grammar: Grammar | None = None
+    """A stop token that none of its texts has, as the model's own, is sampled only where one is complete. One that they
+    may have ends the answer wherever it comes."""
 
     @property
     def is_greedy(self) -> bool:

@@ -117,6 +117,18 @@ async def test_a_stop_token_comes_only_where_a_text_is_complete(store: GrammarSt
     assert matcher.banned()[TOKENIZER.vocab_size :].all()  # no token at all
 
 
+async def test_a_stop_token_that_texts_may_have_ends_one_early(store: GrammarStore) -> None:
+    """As a stop string does; a ban would leave no token where nothing else can come."""
+    grammar = schema({"enum": ["7777"]})
+    await store.prepare(grammar)
+    quote, digit = (TOKENIZER.encode(text, add_special_tokens=False)[0] for text in ('"', "7"))
+    matcher = store.matcher(params(grammar, stop_token_ids=frozenset({END, digit})), VOCABULARY)
+    assert not matcher.banned()[quote]
+    assert not matcher.advance(quote)
+    assert matcher.banned()[END]
+    assert not matcher.banned()[digit]
+
+
 async def test_a_matcher_is_a_function_of_its_tokens(store: GrammarStore) -> None:
     """A sequence that goes on in another engine is handed the tokens that it has."""
     grammar = schema(PAIR)
