@@ -44,7 +44,7 @@ class GrammarGate:
     async def _prepare(self, request: GenerationRequest, grammar: Grammar, grammars: Grammars) -> None:
         try:
             # An answer that was begun elsewhere is being read: it is not to end because strangers' grammars wait here.
-            error = await grammars.prepare(grammar, was_used=bool(request.output_token_ids))
+            error = await grammars.prepare(grammar, request.account, was_used=bool(request.output_token_ids))
         except Exception:  # whatever it is, the request has to end
             log.exception("request %s: its grammar could not be prepared", request.request_id)
             error = RequestError(ErrorCode.ENGINE_FAILED, "The grammar of the answer could not be prepared.")

@@ -33,10 +33,11 @@ class Grammars(Protocol):
 
     def is_ready(self, grammar: Grammar) -> bool: ...
 
-    async def prepare(self, grammar: Grammar, *, was_used: bool = False) -> RequestError | None:
+    async def prepare(self, grammar: Grammar, account: str = "", *, was_used: bool = False) -> RequestError | None:
         """Compile it, within bounds of time and memory; the answer, if any, refuses it.
 
-        `was_used`: an engine has sampled by it, so that it was tried there: it is compiled at once.
+        `account` is whom a trial is for: they take turns. `was_used`: an engine has sampled by it, so that it was tried
+        there: it is compiled at once.
         """
 
 

@@ -66,13 +66,13 @@ class GrammarStore:
         with self._lock:
             return grammar in self._compiled
 
-    async def prepare(self, grammar: Grammar, *, was_used: bool = False) -> RequestError | None:
+    async def prepare(self, grammar: Grammar, account: str = "", *, was_used: bool = False) -> RequestError | None:
         """Requests with the same grammar wait for one trial of it."""
         if was_used:
             await asyncio.to_thread(self._compile, grammar, USUAL_COST)
             return None
         if (preparation := self._preparing.get(grammar)) is None:
-            preparation = _Preparation(asyncio.create_task(self._prepare(grammar)))
+            preparation = _Preparation(asyncio.create_task(self._prepare(grammar, account)))
             self._preparing[grammar] = preparation
         preparation.num_waiting += 1
         try:
@@ -86,7 +86,7 @@ class GrammarStore:
                 del self._preparing[grammar]
         return RequestError(ErrorCode.INVALID_GRAMMAR, problem) if problem else None
 
-    async def _prepare(self, grammar: Grammar) -> str:
+    async def _prepare(self, grammar: Grammar, account: str) -> str:
         """What is wrong with it; "" when it is ready."""
         if self.is_ready(grammar):
             return ""
@@ -94,7 +94,7 @@ class GrammarStore:
         if refusal is not None and time.monotonic() < refusal.until:
             return refusal.problem
         opening = asyncio.create_task(asyncio.to_thread(self._open_tokenizer))  # beside the process's own
-        verdict = await self._trials.verdict(grammar)
+        verdict = await self._trials.verdict(grammar, account)
         await opening
         if verdict.problem:
             self._refuse(grammar, verdict)

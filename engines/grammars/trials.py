@@ -9,10 +9,11 @@ import sys
 
 import msgspec
 
+from engines.grammars.turns import Turns
 from engines.grammars.zygote import LENGTH, MAX_CHILDREN, Trial, Verdict
 from engines.types import Grammar
 
-MAX_WAITING = 64  # grammars, for a place; a usual one is tried in milliseconds
+MAX_WAITING = 64  # grammars of one account, for a place; a usual one is tried in milliseconds
 PATIENCE = 10.0  # seconds to wait for a place
 ANSWER_TIMEOUT = 10.0  # seconds from then on, the first one's wait for the vocabulary included
 CROWDED = "too many grammars are waiting to be compiled"
@@ -26,8 +27,8 @@ class Busy(Exception):
 class Trials:
     """Starts the process with the first grammar, and again after its death. Belongs to one event loop.
 
-    They wait on this side: the process has no more than it can try at once, so that one nobody waits for any more is
-    not tried. One that was sent holds its place until it is answered, whoever has left.
+    They wait on this side, accounts by turns: the process has no more than it can try at once, so that one nobody
+    waits for any more is not tried. One that was sent holds its place until it is answered, whoever has left.
     """
 
     def __init__(self, vocabulary_path: str) -> None:
@@ -37,8 +38,7 @@ class Trials:
         self._verdicts: dict[int, asyncio.Future[Verdict]] = {}
         self._numbers = itertools.count()
         self._starting = asyncio.Lock()
-        self._places = asyncio.Semaphore(MAX_CHILDREN)
-        self._num_waiting = 0
+        self._places = Turns(MAX_CHILDREN)
 
     async def close(self) -> None:
         """It ends with its input; a worker that ends closes that too."""
@@ -47,9 +47,9 @@ class Trials:
             self._process.stdin.close()
             await self._reading
 
-    async def verdict(self, grammar: Grammar) -> Verdict:
+    async def verdict(self, grammar: Grammar, account: str = "") -> Verdict:
         """Raises Busy."""
-        await self._take_place()
+        await self._take_place(account)
         answer = await self._send(grammar)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
@@ -58,24 +58,21 @@ class Trials:
             self._kill()  # it is stuck: its own limit is shorter by far
             raise Busy(UNAVAILABLE) from error
 
-    async def _take_place(self) -> None:
-        if self._num_waiting >= MAX_WAITING:
+    async def _take_place(self, account: str) -> None:
+        if self._places.num_waiting(account) >= MAX_WAITING:
             raise Busy(CROWDED)
-        self._num_waiting += 1
         try:
             async with asyncio.timeout(PATIENCE):
-                await self._places.acquire()
+                await self._places.take(account)
         except TimeoutError as error:
             raise Busy(CROWDED) from error
-        finally:
-            self._num_waiting -= 1
 
     async def _send(self, grammar: Grammar) -> asyncio.Future[Verdict]:
         """What will be the verdict. It has the place that was taken for it, and gives that back."""
         try:
             await self._be_started()
         except BaseException:
-            self._places.release()
+            self._places.give_back()
             raise
         assert self._process is not None
         assert self._process.stdin is not None
@@ -88,7 +85,7 @@ class Trials:
         return future
 
     def _give_back_place(self, answer: asyncio.Future[Verdict]) -> None:
-        self._places.release()
+        self._places.give_back()
         answer.exception()  # taken, should nobody wait for it any more
 
     async def _be_started(self) -> None:

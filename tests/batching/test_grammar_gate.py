@@ -41,7 +41,7 @@ class Compiler:
     def is_ready(self, grammar: Grammar) -> bool:
         return self.ready
 
-    async def prepare(self, grammar: Grammar, *, was_used: bool = False) -> RequestError | None:
+    async def prepare(self, grammar: Grammar, account: str = "", *, was_used: bool = False) -> RequestError | None:
         self.was_used = was_used
         return await asyncio.shield(self.verdict)
 

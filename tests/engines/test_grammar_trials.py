@@ -11,7 +11,8 @@ import pytest
 from engines.grammars import store as stores
 from engines.grammars import trials
 from engines.grammars.store import GrammarStore
-from engines.grammars.trials import Busy, Trials
+from engines.grammars.trials import MAX_WAITING, Busy, Trials
+from engines.grammars.turns import Turns
 from engines.grammars.zygote import LENGTH, MAX_CHILDREN, TOO_LONG, Trial, Verdict
 from engines.types import ErrorCode, Grammar, GrammarKind
 
@@ -66,7 +67,7 @@ class Known(GrammarStore):
         self._say = verdict
         self._trials.verdict = self._verdict  # type: ignore[method-assign]
 
-    async def _verdict(self, grammar: Grammar) -> Verdict:
+    async def _verdict(self, grammar: Grammar, account: str = "") -> Verdict:
         self.num_trials += 1
         return self._say(grammar)
 
@@ -81,8 +82,8 @@ def grammar(name: str) -> Grammar:
     return Grammar(GrammarKind.LARK, name)
 
 
-def begin(faked: Faked, *names: str) -> list[asyncio.Task[Verdict]]:
-    return [asyncio.create_task(faked.verdict(grammar(name))) for name in names]
+def begin(faked: Faked, *names: str, account: str = "") -> list[asyncio.Task[Verdict]]:
+    return [asyncio.create_task(faked.verdict(grammar(name), account)) for name in names]
 
 
 async def settle() -> None:
@@ -110,6 +111,35 @@ async def test_a_grammar_that_nobody_waits_for_any_more_is_not_tried() -> None:
     assert faked.tried == [*RUNNING, "d"]
     faked.processes[0].answer(2, Verdict(0, cost=9))
     assert (await stays).cost == 9
+
+
+async def test_an_account_with_many_grammars_does_not_keep_another_from_its_turn() -> None:
+    faked = Faked()
+    many = [f"many {i}" for i in range(MAX_WAITING + MAX_CHILDREN)]
+    begin(faked, *many, account="a")
+    await settle()
+    with pytest.raises(Busy, match="too many"):
+        await faked.verdict(grammar("one more"), "a")
+    begin(faked, "b0", "b1", account="b")
+    await settle()
+    for index in range(4):
+        faked.processes[0].answer(index)
+        await settle()
+    assert faked.tried[MAX_CHILDREN:] == ["many 2", "b0", "many 3", "b1"]
+
+
+async def test_a_place_that_comes_in_the_moment_of_leaving_goes_on() -> None:
+    turns = Turns(1)
+    await turns.take("a")
+    leaving, staying, early = (asyncio.create_task(turns.take(account)) for account in "abc")
+    await settle()
+    early.cancel()
+    turns.give_back()
+    leaving.cancel()
+    await settle()
+    assert (leaving.cancelled(), early.cancelled(), staying.done()) == (True, True, True)
+    turns.give_back()
+    await asyncio.wait_for(turns.take("d"), 1)
 
 
 async def test_a_wait_for_a_place_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,10 +201,10 @@ async def test_a_preparation_ends_with_the_last_request_that_waits_for_it() -> N
     await settle()
     first.cancel()
     await settle()
-    assert faked._num_waiting == 1
+    assert faked._places.num_waiting("") == 1
     second.cancel()
     await settle()
-    assert faked._num_waiting == 0
+    assert faked._places.num_waiting("") == 0
     faked.processes[0].answer(0)
     await settle()
     assert faked.tried == RUNNING

@@ -213,10 +213,10 @@ async def test_the_same_grammar_is_tried_once(store: GrammarStore) -> None:
     trials = 0
     verdict = store._trials.verdict
 
-    async def counted(grammar: Grammar) -> zygote.Verdict:
+    async def counted(grammar: Grammar, account: str) -> zygote.Verdict:
         nonlocal trials
         trials += 1
-        return await verdict(grammar)
+        return await verdict(grammar, account)
 
     store._trials.verdict = counted  # type: ignore[method-assign]
     await asyncio.gather(*(store.prepare(schema(PAIR)) for _ in range(10)))
