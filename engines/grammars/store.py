@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from llguidance import LLMatcher, LLTokenizer
 
 from engines import vocabulary
+from engines.constraint import GrammarError
 from engines.grammars.compiler import compile_grammar, open_tokenizer
 from engines.grammars.matcher import Matcher
 from engines.grammars.trials import Busy, Trials
@@ -69,8 +70,7 @@ class GrammarStore:
     async def prepare(self, grammar: Grammar, account: str = "", *, was_used: bool = False) -> RequestError | None:
         """Requests with the same grammar wait for one trial of it."""
         if was_used:
-            await asyncio.to_thread(self._compile, grammar, USUAL_COST)
-            return None
+            return await self._compile_again(grammar)
         if (preparation := self._preparing.get(grammar)) is None:
             preparation = _Preparation(asyncio.create_task(self._prepare(grammar, account)))
             self._preparing[grammar] = preparation
@@ -85,6 +85,15 @@ class GrammarStore:
                 preparation.task.cancel()  # no effect on one that has ended
                 del self._preparing[grammar]
         return RequestError(ErrorCode.INVALID_GRAMMAR, problem) if problem else None
+
+    async def _compile_again(self, grammar: Grammar) -> RequestError | None:
+        try:
+            await asyncio.to_thread(self._compile, grammar, USUAL_COST)
+        except GrammarError:  # it could be compiled elsewhere: that is not its client's fault
+            return RequestError(
+                ErrorCode.ENGINE_FAILED, "This engine can't compile the grammar of another one's answer."
+            )
+        return None
 
     async def _prepare(self, grammar: Grammar, account: str) -> str:
         """What is wrong with it; "" when it is ready."""

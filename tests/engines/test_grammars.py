@@ -209,6 +209,12 @@ async def test_what_cannot_be_held_to_is_refused_with_the_reason(store: GrammarS
         assert reason in error.message
 
 
+async def test_an_answer_whose_grammar_is_none_here_may_go_on_elsewhere(store: GrammarStore) -> None:
+    error = await store.prepare(schema({"type": "thing"}), was_used=True)
+    assert error is not None
+    assert error.code is ErrorCode.ENGINE_FAILED
+
+
 async def test_the_same_grammar_is_tried_once(store: GrammarStore) -> None:
     trials = 0
     verdict = store._trials.verdict
@@ -277,5 +283,5 @@ def test_a_trial_that_takes_too_much_is_killed(
         for key, _ in process._selector.select(process._patience()):
             process._finish(key.fd)
         process._kill_late()
-    assert (verdicts[0].number, verdicts[0].problem) == (5, problem)
+    assert (verdicts[0].number, verdicts[0].problem, verdicts[0].is_measured) == (5, problem, True)
     assert descriptor not in process._children
