@@ -16,8 +16,8 @@ local function open_charge(charges, name)
   return i
 end
 
-local function correct_bucket(record, charges, i, j, change)
-  local slot, at = SLOTS[j], i + LEVELS[j]
+local function correct_bucket(charges, i, j, change)
+  local record, slot, at = record_of(charges[i]), SLOTS[j], i + LEVELS[j]
   if record[slot + 2] < 0 or level(record, slot, record[slot + 2]) == 0 then
     set_bucket(record, slot, 0, max(0, charges[i + NUM + j]))
   end
@@ -28,13 +28,13 @@ local function correct_bucket(record, charges, i, j, change)
 end
 
 local function correct(charges, i, j, amount, at)
-  local change, record = amount - charges[i + j], record_of(charges[i])
+  local change = amount - charges[i + j]
   charges[i + j] = amount
   if change == 0 then return end
   if KINDS[j] == 'b' then
-    correct_bucket(record, charges, i, j, change)
+    correct_bucket(charges, i, j, change)
   elseif not at.over[KINDS[j]] then
-    add(record, charges[i], j, change, at)
+    add(charges[i], j, change, at)
   end
 end
 

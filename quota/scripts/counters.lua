@@ -50,17 +50,19 @@ local function used_of(record, name, j, limit, at)
   return get(kind .. text(at[kind]), CODES[j] .. name) or 0
 end
 
+-- The caller puts the record.
 local function set_count(record, name, j, count, at)
   count = min(max(0, count), EXACT)
   local kind = KINDS[j]
   if is_in(record, kind, at) then
     record[SLOTS[j]] = count
-    put('c', name, record)
   else
     put(kind .. text(at[kind]), CODES[j] .. name, count > 0 and count)
   end
 end
 
-local function add(record, name, j, amount, at)
+local function add(name, j, amount, at)
+  local record = record_of(name)
   set_count(record, name, j, used_of(record, name, j, 0, at) + amount, at)
+  put('c', name, record)
 end

@@ -41,7 +41,8 @@ if lease[STATE] == 'x' then
   for i = 1, #charges, WIDTH do places[charges[i]] = i end
 end
 
-local costs, stood, before, limited_costs, after, n, fits, seen = {}, {}, {}, {}, {}, 0, true, {}
+local costs, stood, num, fits, seen = {}, {}, 0, true, {} -- of all that is counted, in order
+local before, limited_costs, after, n = {}, {}, {}, 0 -- of what is limited
 for i = 1, #list, STRIDE do
   local name = list[i]
   local record, place = record_of(name), places[name]
@@ -53,7 +54,8 @@ for i = 1, #list, STRIDE do
       if place then cost = max(0, cost - max(0, charges[place + j])) end
       local limit = limit_of(coded)
       local used = used_of(record, name, j, limit, at)
-      costs[i + j], stood[i + j] = cost, used
+      num = num + 1
+      costs[num], stood[num] = cost, used
       if limit >= 0 then
         n = n + 1
         before[n], limited_costs[n], after[n] = used, cost, used + min(cost, limit + 1) * unit
@@ -68,19 +70,23 @@ if not fits then
   return commit({ 'refused', text(now), text(lease[ADMITTED]), used_now(), joined(before), joined(limited_costs) })
 end
 
+num = 0
 for i = 1, #list, STRIDE do
   local name = list[i]
   local record, place = record_of(name), places[name] or open_charge(charges, name)
   for j = 1, NUM do
-    local cost, limit, held = costs[i + j], limit_of(list[i + j]), charges[place + j]
-    if cost and (cost > 0 or held < 0) then
-      if LEVELS[j] then
-        charges[place + LEVELS[j]] = set_bucket(record, SLOTS[j], stood[i + j] + cost * MINUTE, limit)
-        charges[place + LEVELS[j] + 1] = now
-      elseif cost > 0 then
-        set_count(record, name, j, stood[i + j] + cost, at)
+    if is_counted(list[i + j], j) then
+      num = num + 1
+      local cost, used, limit, held = costs[num], stood[num], limit_of(list[i + j]), charges[place + j]
+      if cost > 0 or held < 0 then
+        if LEVELS[j] then
+          charges[place + LEVELS[j]] = set_bucket(record, SLOTS[j], used + cost * MINUTE, limit)
+          charges[place + LEVELS[j] + 1] = now
+        elseif cost > 0 then
+          set_count(record, name, j, used + cost, at)
+        end
+        charges[place + j], charges[place + NUM + j] = max(0, held) + cost, limit
       end
-      charges[place + j], charges[place + NUM + j] = max(0, held) + cost, limit
     end
   end
   put('c', name, record)

@@ -25,7 +25,7 @@ for i, row in ipairs(rows) do
     local counters = {}
     for j = 1, NUM do
       if KINDS[j] == 'm' or KINDS[j] == 'd' and day == today.d then
-        add(record_of(layer), layer, j, IS_TOKENS[j] and tokens or requests, today)
+        add(layer, j, IS_TOKENS[j] and tokens or requests, today)
         counters[#counters + 1], counters[#counters + 2], counters[#counters + 3] = layer, j, -1
       end
     end
