@@ -22,7 +22,7 @@ from batching.protocol import (
 )
 from batching.stats import WorkerStats
 from engines.base import EngineError
-from engines.types import ErrorCode, FinishReason, GenerationRequest, OutputDelta, RequestError
+from engines.types import ErrorCode, GenerationRequest, OutputDelta, RequestError
 
 RESTART_HINT_MS = 2000  # about what a worker needs to come back
 MAX_UNSENT_BYTES = 64 * 2**20  # to a worker that has stopped reading
@@ -188,10 +188,10 @@ class WorkerClient:
 def _lost(request_id: str) -> OutputDelta:
     message = "The engine stopped while it was working on this request."
     error = RequestError(ErrorCode.ENGINE_FAILED, message, RESTART_HINT_MS)
-    return OutputDelta(request_id, finish_reason=FinishReason.ERROR, error=error)
+    return OutputDelta.failed(request_id, error)
 
 
 def unavailable(request_id: str) -> OutputDelta:
     """What a request gets while its worker is (re)starting, or has stopped reading."""
     error = RequestError(ErrorCode.ENGINE_FAILED, "The engine can't be reached at the moment.", RESTART_HINT_MS)
-    return OutputDelta(request_id, finish_reason=FinishReason.ERROR, error=error)
+    return OutputDelta.failed(request_id, error)

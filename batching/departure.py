@@ -76,7 +76,7 @@ class Departure:
         error = self._cut if request.is_moved else self.refusal
         if error is None:
             return None
-        return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
+        return OutputDelta.failed(request.request_id, error)
 
     def as_told(self, delta: OutputDelta) -> OutputDelta:
         """An abort of ours is no wish of its client's. What was computed is still charged."""

@@ -53,7 +53,7 @@ class GrammarGate:
         if error is None:
             self._batcher.add(request)
         else:
-            self._deliver([OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)])
+            self._deliver([OutputDelta.failed(request.request_id, error)])
 
     def abort(self, request_id: str) -> None:
         if (task := self._waiting.pop(request_id, None)) is None:

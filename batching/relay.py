@@ -18,7 +18,7 @@ from batching.refusals import away, check_request, overloaded, waited_in_vain
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
 from engines.base import EngineError, RemoteEngine
-from engines.types import ErrorCode, FinishReason, GenerationRequest, OutputDelta, RequestError
+from engines.types import ErrorCode, GenerationRequest, OutputDelta, RequestError
 
 PAUSE = 0.1  # seconds between a session and the next one
 RETRY_MS = 2000
@@ -56,7 +56,7 @@ class Relay:
 
     def add(self, request: GenerationRequest) -> None:
         if (error := self._refusal(request)) is not None:
-            self._deliver([_failed(request.request_id, error)])
+            self._deliver([OutputDelta.failed(request.request_id, error)])
             return
         room = self._engine.info.max_model_len - len(request.prompt_token_ids)
         if request.sampling.max_tokens > room:
@@ -112,7 +112,7 @@ class Relay:
             self._stats.running = self._stats.waiting = self._stats.kv_blocks_used = 0
             lost, self._open = self._open, {}
             if lost:
-                self._deliver([_failed(request_id, _LOST) for request_id in lost])
+                self._deliver([OutputDelta.failed(request_id, _LOST) for request_id in lost])
 
     def _has_session(self) -> None:
         self._is_connected = True
@@ -153,7 +153,3 @@ class Relay:
 
 
 _LOST = RequestError(ErrorCode.ENGINE_FAILED, "The model's server stopped while it worked on this request.", RETRY_MS)
-
-
-def _failed(request_id: str, error: RequestError) -> OutputDelta:
-    return OutputDelta(request_id, finish_reason=FinishReason.ERROR, error=error)

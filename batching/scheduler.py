@@ -70,7 +70,7 @@ class Scheduler:
         """Queue a request; the delta, if any, refuses it."""
         assert request.request_id not in self._by_request, "request ids are ours and unique"
         if (error := self._refusal(request, now)) is not None:
-            return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
+            return OutputDelta.failed(request.request_id, error)
         room = self.max_model_len - len(request.prompt_token_ids)
         sequence = Sequence(
             sequence_id=next(self._ids),
@@ -106,7 +106,7 @@ class Scheduler:
         self._finish(sequence)
         request = sequence.request
         error = waited_in_vain(request, now, self.queue.retry_after_ms(now))
-        return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
+        return OutputDelta.failed(request.request_id, error)
 
     # --- one step
 

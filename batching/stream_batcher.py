@@ -59,7 +59,7 @@ class StreamBatcher:
     def add(self, request: GenerationRequest) -> None:
         now = time.monotonic()
         if (error := self._refusal(request, now)) is not None:
-            self._deliver([_failed(request.request_id, error)])
+            self._deliver([OutputDelta.failed(request.request_id, error)])
             return
         request = _with_output_as_prompt(request)
         room = self._engine.info.max_model_len - len(request.prompt_token_ids)
@@ -111,11 +111,11 @@ class StreamBatcher:
         now = time.monotonic()
         for sequence in self.queue.pop_expired(now):
             error = waited_in_vain(sequence.request, now, self.queue.retry_after_ms(now))
-            self._put(_failed(sequence.request.request_id, error))
+            self._put(OutputDelta.failed(sequence.request.request_id, error))
         if not self._engine.capacity():
             for sequence in list(self.queue):
                 self.queue.remove(sequence.request.request_id)
-                self._put(_failed(sequence.request.request_id, away()))
+                self._put(OutputDelta.failed(sequence.request.request_id, away()))
 
     def _start_waiting(self, tasks: asyncio.TaskGroup) -> None:
         size = self._engine.info.max_batch_size
@@ -156,7 +156,9 @@ class StreamBatcher:
             log.exception("a request failed")
             last = None
         if self._running.pop(request_id, None) is not None:
-            self._put(last or _failed(request_id, RequestError(ErrorCode.ENGINE_FAILED, "The engine failed.")))
+            self._put(
+                last or OutputDelta.failed(request_id, RequestError(ErrorCode.ENGINE_FAILED, "The engine failed."))
+            )
             self._wake.set()
 
     async def _stream(self, sequence: Sequence, padded_len: int) -> OutputDelta | None:
@@ -196,7 +198,3 @@ def _with_output_as_prompt(request: GenerationRequest) -> GenerationRequest:
         min_tokens=max(0, request.sampling.min_tokens - num_output),
     )
     return replace(request, prompt_token_ids=request.known_token_ids, output_token_ids=[], sampling=sampling)
-
-
-def _failed(request_id: str, error: RequestError) -> OutputDelta:
-    return OutputDelta(request_id, finish_reason=FinishReason.ERROR, error=error)

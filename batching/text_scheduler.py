@@ -82,7 +82,7 @@ class TextScheduler:
     def add(self, request: GenerationRequest, now: float) -> OutputDelta | None:
         """Queue a request; the delta, if any, refuses it."""
         if (error := self._refusal(request, now)) is not None:
-            return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
+            return OutputDelta.failed(request.request_id, error)
         self.queue.put(TextRequest(next(self._ids), request))
         return None
 
@@ -106,7 +106,7 @@ class TextScheduler:
 
     def _expired(self, request: GenerationRequest, now: float) -> OutputDelta:
         error = waited_in_vain(request, now, self.queue.retry_after_ms(now))
-        return OutputDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error)
+        return OutputDelta.failed(request.request_id, error)
 
     # --- one batch
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Self
 
 
 class FinishReason(StrEnum):
@@ -170,6 +170,11 @@ class OutputDelta:
     num_text_tokens: int = 0  # that `text` stands for, by the engine's own count; 0: it does not say
     prompt_tokens: int = 0  # by the engine's own count; 0: it does not say
     vectors: dict[int, bytes] = field(default_factory=dict)  # by the index of a text: its float32s, little endian
+
+    @classmethod
+    def failed(cls, request_id: str, error: RequestError) -> Self:
+        """The one delta of a request that ends in this error."""
+        return cls(request_id, finish_reason=FinishReason.ERROR, error=error)
 
     @property
     def has_output(self) -> bool:

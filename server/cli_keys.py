@@ -82,7 +82,9 @@ def list_keys(
 
     # On a narrow terminal what is long is wrapped, and nothing is cut off.
     short = [Column(title, no_wrap=True) for title in ("id", "created", "last used")]
-    long = [Column(title, overflow="fold") for title in ("account", "kind", "name", "scope", "state")]
+    long = [
+        Column(title, overflow="fold", min_width=len(title)) for title in ("account", "kind", "name", "scope", "state")
+    ]
     table = Table(*short, *long, box=box.SIMPLE, pad_edge=False)
     for key in _run(work, config, data_dir):
         table.add_row(

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -64,21 +65,41 @@ class ClientWatch:
         return self._left and isinstance(error, asyncio.CancelledError) and self._task.uncancel() == 0
 
 
-class WholeAnswer(Response):
+class JSONAnswer(Response, ABC, Generic[T]):
     """One JSON object, when everything is known."""
 
-    def __init__(self, generation: Generation, render: Render) -> None:
+    def __init__(self, generation: Generation) -> None:
         super().__init__()
         self._generation = generation
-        self._render = render
+
+    @abstractmethod
+    async def gather(self, generation: Generation) -> T:
+        """All of what the engine gives. Raises APIError when the request failed."""
+
+    @abstractmethod
+    async def body_of(self, generation: Generation, gathered: T) -> bytes: ...
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with ClientWatch(receive):
             async with self._generation as generation:
-                answers = await with_headers(generation, generation.collect())
-            body = self._render(generation.job.head, answers, generation.usage)
+                gathered = await with_headers(generation, self.gather(generation))
+            body = await self.body_of(generation, gathered)
             headers = {"content-type": "application/json"} | generation.headers
             await Response(body, headers=headers)(scope, receive, send)
+
+
+class WholeAnswer(JSONAnswer[list[Answer]]):
+    """The texts of all choices."""
+
+    def __init__(self, generation: Generation, render: Render) -> None:
+        super().__init__(generation)
+        self._render = render
+
+    async def gather(self, generation: Generation) -> list[Answer]:
+        return await generation.collect()
+
+    async def body_of(self, generation: Generation, gathered: list[Answer]) -> bytes:
+        return self._render(generation.job.head, gathered, generation.usage)
 
 
 class EventStream(Response):

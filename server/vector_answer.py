@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
-
 from engines.types import Usage
 from server.generation import Generation
 from server.off_loop import off_loop_if
-from server.streaming import ClientWatch, with_headers
+from server.streaming import JSONAnswer
 from server.wire.common import ResponseHead
 
 LONG_ANSWER_BYTES = 64 * 1024  # of vectors; longer ones are rendered off the event loop
@@ -18,23 +15,20 @@ LONG_ANSWER_BYTES = 64 * 1024  # of vectors; longer ones are rendered off the ev
 Render = Callable[[ResponseHead, list[bytes], Usage], bytes]
 
 
-class VectorAnswer(Response):
-    """Runs the generation itself, as every response of ours does (`server.streaming`)."""
+class VectorAnswer(JSONAnswer[list[bytes]]):
+    """The vectors of all texts, or what is made of them."""
 
     def __init__(self, generation: Generation, render: Render) -> None:
-        super().__init__()
-        self._generation = generation
+        super().__init__(generation)
         self._render = render
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with ClientWatch(receive):
-            async with self._generation as generation:
-                vectors = await with_headers(generation, collect(generation))
-            head, usage = generation.job.head, generation.usage
-            size = sum(map(len, vectors))
-            body = await off_loop_if(size > LONG_ANSWER_BYTES, lambda: self._render(head, vectors, usage))
-            headers = {"content-type": "application/json"} | generation.headers
-            await Response(body, headers=headers)(scope, receive, send)
+    async def gather(self, generation: Generation) -> list[bytes]:
+        return await collect(generation)
+
+    async def body_of(self, generation: Generation, gathered: list[bytes]) -> bytes:
+        head, usage = generation.job.head, generation.usage
+        is_long = sum(map(len, gathered)) > LONG_ANSWER_BYTES
+        return await off_loop_if(is_long, lambda: self._render(head, gathered, usage))
 
 
 async def collect(generation: Generation) -> list[bytes]:

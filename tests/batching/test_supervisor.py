@@ -21,6 +21,7 @@ from engines.base import EngineError
 from engines.fake import fake_answer
 from engines.types import EngineConfig, ErrorCode, FinishReason, GenerationRequest, OutputDelta
 from tests.fakes import eventually, make_request
+from tests.penstock_process import is_alive
 
 ENDLESS = 900_000
 
@@ -159,7 +160,9 @@ async def test_a_start_that_is_cancelled_leaves_no_process(socket_path, monkeypa
 async def test_a_worker_that_does_not_listen_to_us_is_killed(socket_path, monkeypatch):
     monkeypatch.setattr(module, "STOP_TIMEOUT", 0.05)
     async with started(socket_path) as supervisor:
-        os.kill(supervisor.pid, signal.SIGSTOP)
+        pid = supervisor.pid
+        os.kill(pid, signal.SIGSTOP)
+    assert not is_alive(pid)
 
 
 async def test_failed_starts_are_repeated_later_and_later(socket_path, monkeypatch, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,6 +44,24 @@ class Reader(Protocol):
 
     def finish(self) -> list[Event]:
         """At the end of the answer: what was held back."""
+
+
+class BufferedReader(ABC):
+    """A reader that holds back what it can't tell yet, and goes on by steps."""
+
+    def __init__(self) -> None:
+        self._buffer = ""
+
+    def feed(self, text: str) -> list[Event]:
+        self._buffer += text
+        events: list[Event] = []
+        while self._step(events):
+            pass
+        return events
+
+    @abstractmethod
+    def _step(self, events: list[Event]) -> bool:
+        """Whether something was consumed that lets more be read."""
 
 
 def merged(events: Iterable[Event]) -> list[Event]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from server.text.formats.events import Arguments, CallBegin, Content, Event, Reasoning
+from server.text.formats.events import Arguments, BufferedReader, CallBegin, Content, Event, Reasoning
 from server.text.formats.scan import find_first, safe_end
 
 CHANNEL, START, MESSAGE, CONSTRAIN = "<|channel|>", "<|start|>", "<|message|>", "<|constrain|>"
@@ -21,21 +21,14 @@ _RECIPIENT = re.compile(r"to=(?:functions\.)?([^\s<]+)")
 _CHANNEL = re.compile(re.escape(CHANNEL) + r"\s*(\w+)")
 
 
-class HarmonyReader:
+class HarmonyReader(BufferedReader):
     def __init__(self) -> None:
-        self._buffer = ""
+        super().__init__()
         self._make: type[Content] | type[Reasoning] | type[Arguments] | None = None  # None: in a header
 
     @property
     def is_reasoning(self) -> bool:
         return self._make is Reasoning
-
-    def feed(self, text: str) -> list[Event]:
-        self._buffer += text
-        events: list[Event] = []
-        while self._step(events):
-            pass
-        return events
 
     def finish(self) -> list[Event]:
         events: list[Event] = []

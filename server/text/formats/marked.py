@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from server.text.formats.events import Content, Event
+from server.text.formats.events import BufferedReader, Content, Event
 from server.text.formats.scan import find_first, safe_end
 
 _BLANK = " \t\r\n"
 
 
-class MarkedReader(ABC):
+class MarkedReader(BufferedReader):
     """Words up to a marker, then whatever the format has there. Blanks around calls belong to the format."""
 
     is_reasoning = False
     markers: ClassVar[Sequence[str]]  # that begin a call, or a section of calls
 
     def __init__(self) -> None:
-        self._buffer = ""
+        super().__init__()
         self._in_call = False
         self._has_called = False
         self._has_words = False  # since the last call
-
-    def feed(self, text: str) -> list[Event]:
-        self._buffer += text
-        events: list[Event] = []
-        while self._step(events):
-            pass
-        return events
 
     def finish(self) -> list[Event]:
         events: list[Event] = []
@@ -41,7 +34,6 @@ class MarkedReader(ABC):
         return events
 
     def _step(self, events: list[Event]) -> bool:
-        """Whether something was consumed that lets more be read."""
         return self.read_call(events) if self._in_call else self._read_words(events)
 
     def _read_words(self, events: list[Event]) -> bool:
@@ -76,5 +68,5 @@ class MarkedReader(ABC):
     def read_call(self, events: list[Event]) -> bool:
         """Read from the buffer; as `_step`."""
 
-    def finish_call(self, events: list[Event]) -> None:  # noqa: B027 - most have told all they know
+    def finish_call(self, events: list[Event]) -> None:
         """The answer ends inside a call."""

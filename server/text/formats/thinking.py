@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from server.text.formats.events import Content, Event, Reader, Reasoning
+from server.text.formats.events import BufferedReader, Content, Event, Reader, Reasoning
 from server.text.formats.scan import find_first, safe_end
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -18,16 +18,16 @@ class _State(Enum):
     ANSWER = auto()
 
 
-class ThinkingReader:
+class ThinkingReader(BufferedReader):
     """Tells of reasoning and hands the rest to `inner`. `opened`: the prompt has opened the reasoning already.
 
     Blanks at both ends of the reasoning belong to the format.
     """
 
     def __init__(self, inner: Reader, *, opened: bool) -> None:
+        super().__init__()
         self._inner = inner
         self._state = _State.REASONING if opened else _State.START
-        self._buffer = ""
         self._is_empty = True  # the reasoning so far
 
     @property
@@ -37,11 +37,7 @@ class ThinkingReader:
     def feed(self, text: str) -> list[Event]:
         if self._state is _State.ANSWER:
             return self._inner.feed(text)
-        self._buffer += text
-        events: list[Event] = []
-        while self._step(events):
-            pass
-        return events
+        return super().feed(text)
 
     def finish(self) -> list[Event]:
         events: list[Event] = []
