@@ -102,15 +102,54 @@ class WholeAnswer(JSONAnswer[list[Answer]]):
         return self._render(generation.job.head, gathered, generation.usage)
 
 
+class Events(ABC):
+    """One streamed answer as an endpoint family writes it, framed as server-sent events."""
+
+    ping = PING  # keeps a connection alive and says nothing
+
+    @abstractmethod
+    def opening(self) -> bytes:
+        """What stands before anything that the engine gives."""
+
+    @abstractmethod
+    def of(self, pieces: list[Piece]) -> bytes:
+        """b"" while there is nothing to tell."""
+
+    @abstractmethod
+    def closing(self) -> bytes:
+        """The end of an answer that is complete."""
+
+    @abstractmethod
+    def failure(self, error: APIError) -> bytes:
+        """The end of one that is not: the last event of its stream."""
+
+
+class ChunkEvents(Events):
+    """Chat's and completions' own: chunks, then [DONE]; or an error and no [DONE]."""
+
+    def __init__(self, generation: Generation, encoder: ChunkEncoder) -> None:
+        self._frames = FrameSource(generation, encoder)
+
+    def opening(self) -> bytes:
+        return sse(self._frames.opening())
+
+    def of(self, pieces: list[Piece]) -> bytes:
+        return sse(self._frames.of(pieces))
+
+    def closing(self) -> bytes:
+        return sse(self._frames.closing()) + DONE
+
+    def failure(self, error: APIError) -> bytes:
+        return sse([encode(error.envelope())])
+
+
 class EventStream(Response):
     """Server-sent events. The status waits for the first token, so that a refusal still is an HTTP error."""
 
-    def __init__(
-        self, generation: Generation, encoder: ChunkEncoder, *, keep_alive: float, write_timeout: float
-    ) -> None:
+    def __init__(self, generation: Generation, events: Events, *, keep_alive: float, write_timeout: float) -> None:
         super().__init__()
         self._generation = generation
-        self._frames = FrameSource(generation, encoder)
+        self._events = events
         self._keep_alive = keep_alive
         self._write_timeout = write_timeout
         self._last_sent = 0.0
@@ -133,27 +172,28 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": raw})
 
     async def _stream(self, send: Send, pieces: list[Piece]) -> None:
-        """Ends in [DONE] or in an error event, never in silence."""
-        opening = sse(self._frames.opening())
+        """Ends in the family's closing or in its failure, never in silence."""
+        events = self._events
+        opening = events.opening()
         try:
             while not self._generation.is_done:
-                await self._send(send, opening + sse(self._frames.of(pieces)) or self._ping(pieces))
+                await self._send(send, opening + events.of(pieces) or self._ping(pieces))
                 opening = b""
                 pieces = await self._generation.next(self._keep_alive)
-            await self._send(send, opening + sse(self._frames.of(pieces) + self._frames.closing()) + DONE)
+            await self._send(send, opening + events.of(pieces) + events.closing())
         except SlowReader:
             raise
         except APIError as error:
-            await self._send(send, sse([encode(error.envelope())]))
+            await self._send(send, events.failure(error))
         except Exception:
             logs.unexpected("a stream failed")
-            await self._send(send, sse([encode(ServerError("The server failed.").envelope())]))
+            await self._send(send, events.failure(ServerError("The server failed.")))
             raise
 
     def _ping(self, pieces: list[Piece]) -> bytes:
         """For a stream that has nothing to say: no token came, or their text has been held back for long."""
         is_quiet = not pieces or time.monotonic() - self._last_sent >= self._keep_alive
-        return PING if is_quiet else b""
+        return self._events.ping if is_quiet else b""
 
     async def _send(self, send: Send, data: bytes) -> None:
         if data:

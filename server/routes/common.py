@@ -24,7 +24,7 @@ from server.job import Caller
 from server.request_id import request_id_of
 from server.services import Services
 from server.settings import Settings
-from server.streaming import EventStream, Render, WholeAnswer
+from server.streaming import ChunkEvents, Events, EventStream, Render, WholeAnswer
 from server.wire.body import read_json
 from server.wire.common import ChunkEncoder
 
@@ -98,16 +98,21 @@ async def store_is_there() -> AsyncIterator[None]:
 
 
 def respond(generation: Generation, render: Render, encoder: type[ChunkEncoder], services: Services) -> Response:
-    """The response runs the generation: whole, or as events."""
+    """The response runs the generation: whole, or as chunks."""
     job = generation.job
     if not job.streamed:
         return WholeAnswer(generation, render)
+    chunks = encoder(job.head, include_usage=job.include_usage, choices=len(job.prompts))
+    return stream(generation, ChunkEvents(generation, chunks), services)
+
+
+def stream(generation: Generation, events: Events, services: Services) -> EventStream:
+    """A client that gives up after n seconds without a byte hears from us before that."""
     timeouts = services.settings.timeouts
-    patience = job.caller.read_timeout
+    patience = generation.job.caller.read_timeout
     return EventStream(
         generation,
-        encoder(job.head, include_usage=job.include_usage, choices=len(job.prompts)),
-        # A client that gives up after n seconds without a byte hears from us before that.
+        events,
         keep_alive=min(timeouts.keep_alive, math.inf if patience is None else max(patience / 2, MIN_KEEP_ALIVE)),
         write_timeout=timeouts.write,
     )

@@ -14,7 +14,7 @@ from engines.types import FinishReason, Usage
 from server.choice import Piece
 from server.errors import APIError, Overloaded, SlowReader
 from server.generation import Generation
-from server.streaming import DONE, PING, ClientWatch, EventStream, FrameSource, WholeAnswer, in_time, sse
+from server.streaming import DONE, PING, ChunkEvents, ClientWatch, EventStream, FrameSource, WholeAnswer, in_time, sse
 from server.wire.chat_answer import ChatChunkEncoder, chat_completion
 from server.wire.common import Answer, ResponseHead
 
@@ -96,7 +96,8 @@ END = [Piece(0, "!", FinishReason.LENGTH)]
 
 def stream_of(generation: PaperGeneration, write_timeout: float = 60, keep_alive: float = 1) -> EventStream:
     encoder = ChatChunkEncoder(HEAD, include_usage=generation.job.include_usage)
-    return EventStream(cast(Generation, generation), encoder, keep_alive=keep_alive, write_timeout=write_timeout)
+    events = ChunkEvents(cast(Generation, generation), encoder)
+    return EventStream(cast(Generation, generation), events, keep_alive=keep_alive, write_timeout=write_timeout)
 
 
 def whole_of(generation: PaperGeneration) -> WholeAnswer:
