@@ -35,6 +35,7 @@ class WholeChoice:
     """One choice's pieces put together."""
 
     def __init__(self) -> None:
+        self._finish_reason: FinishReason | None = None
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, list[CallPiece]] = {}
@@ -43,17 +44,20 @@ class WholeChoice:
         if piece.is_anew:
             for parts in (self._texts, self._reasoning, self._calls):
                 parts.clear()
+        self._finish_reason = piece.finish_reason
         self._texts.append(piece.text)
         self._reasoning.append(piece.reasoning)
         for call in piece.calls:
             self._calls.setdefault(call.index, []).append(call)
 
-    def answer(self, finish_reason: FinishReason) -> Answer:
+    def answer(self) -> Answer:
+        """Of a choice that has ended."""
+        assert self._finish_reason is not None
         calls = [
             Call(parts[0].id or "", parts[0].name or "", "".join(part.arguments for part in parts))
             for parts in self._calls.values()
         ]
-        return Answer("".join(self._texts), finish_reason, "".join(self._reasoning), tuple(calls))
+        return Answer("".join(self._texts), self._finish_reason, "".join(self._reasoning), tuple(calls))
 
 
 @dataclass(slots=True)

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 from batching.client import RESTART_HINT_MS
 from engines.types import FinishReason, OutputDelta, RequestError, Usage
 from server.accounting import outcome_of, usage_of, usage_record
+from server.admission import Admission
 from server.auth import Principal
 from server.choice import Piece, WholeChoice
-from server.entitlement import Entitlement, Grant
+from server.entitlement import Entitlement
 from server.errors import APIError, DeadlineExceeded, Overloaded, from_engine
 from server.failover import RetryBudget
 from server.job import Caller, Job
@@ -27,11 +29,9 @@ from server.leases import LeaseKeeper
 from server.metrics import Metrics
 from server.settings import TimeoutSettings
 from server.shielded import to_the_end
-from server.store.records import UsageRecord, utc_now
+from server.store.records import UsageRecord
 from server.wire.common import Answer
 from server.work import Placed, Terms, Work
-
-log = logging.getLogger("penstock.generation")
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,20 +52,59 @@ class Resources:
         return hmac.digest(self.salt_key, principal.account_id.encode(), hashlib.sha256)[:16]
 
 
-class Generation:
-    """A running request. Enter it to reserve and submit; leaving it aborts what runs and settles what was used.
+class Generation(ABC):
+    """A running request, as its routes see it. Enter it to begin; leaving it lets go of all that it holds.
 
     One reader at a time. `headers` are the answer's, once entered.
     """
 
-    def __init__(self, job: Job, resources: Resources) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
         self.headers: dict[str, str] = {}
+
+    @abstractmethod
+    async def __aenter__(self) -> Self:
+        """Raises APIError when it is refused: then nothing is held."""
+
+    @abstractmethod
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None: ...
+
+    @property
+    @abstractmethod
+    def is_done(self) -> bool:
+        """All choices have ended, none of them in an error, and all of it was read."""
+
+    @property
+    @abstractmethod
+    def usage(self) -> Usage:
+        """Of all choices so far."""
+
+    @abstractmethod
+    async def next(self, patience: float = float("inf")) -> list[Piece]:
+        """What arrived since the last call; empty when nothing did within `patience` seconds.
+
+        What arrived meanwhile comes together, and before an error that arrived with it. When the last choice has
+        ended, the lease is settled before this returns. Raises APIError when the request failed.
+        """
+
+    async def collect(self) -> list[Answer]:
+        """The whole answers, in the order of the prompts."""
+        wholes = [WholeChoice() for _ in self.job.prompts]
+        while not self.is_done:
+            for piece in await self.next():
+                wholes[piece.index].add(piece)
+        return [whole.answer() for whole in wholes]
+
+
+class Computation(Generation):
+    """One that engines work on. Entered, it is admitted and submitted; left, what runs is aborted and what was used
+    is settled."""
+
+    def __init__(self, job: Job, resources: Resources) -> None:
+        super().__init__(job)
         self._resources = resources
-        self._grant: Grant | None = None
+        self._admission = Admission(resources.entitlement, job, job.cost)
         self._times = resources.metrics.of(job.deployment.model, job.deployment.version)
-        self._settled = False
-        self._admitted_at = utc_now()
         self._failure: APIError | None = None
         self._first_token_at: float | None = None
         self._last_token_at = 0.0
@@ -79,7 +118,7 @@ class Generation:
         total, client = self._resources.timeouts.total, self.job.caller.read_timeout
         return total if self.job.streamed or client is None else min(total, client)
 
-    async def __aenter__(self) -> Generation:
+    async def __aenter__(self) -> Self:
         try:
             await to_the_end(self._reserve())
             self._last_sign = time.monotonic()
@@ -93,31 +132,20 @@ class Generation:
         return self
 
     async def _reserve(self) -> None:
-        """One lease a request, under its own id: a repeat is the same lease."""
-        job = self.job
-        if self._grant is None:
-            self._admitted_at = utc_now()
-        self._grant = await self._resources.entitlement.reserve(self.lease_id, self.account, job.layers, job.cost)
-        self.headers = self._grant.headers
+        await self._admission.reserve()
+        self.headers = self._admission.headers
 
     # --- reading
 
     @property
     def is_done(self) -> bool:
-        """All choices have ended, none of them in an error."""
         return all(choice.is_done for choice in self._work.choices)
 
     @property
     def usage(self) -> Usage:
-        """Of all choices so far."""
         return usage_of(self._work.choices)
 
     async def next(self, patience: float = float("inf")) -> list[Piece]:
-        """What arrived since the last call; empty when nothing did within `patience` seconds.
-
-        Tokens that arrived meanwhile come together, and before an error that arrived with them. When the last choice
-        has ended, the lease is settled before this returns. Raises APIError when the request failed.
-        """
         while True:
             self._check()
             if pieces := self._take_all():
@@ -133,18 +161,6 @@ class Generation:
             self.fail(_too_long())
         if self._failure is not None:
             raise self._failure
-
-    async def collect(self) -> list[Answer]:
-        """The whole answers, in the order of the prompts."""
-        wholes = [WholeChoice() for _ in self._work.choices]
-        while not self.is_done:
-            for piece in await self.next():
-                wholes[piece.index].add(piece)
-        return [
-            whole.answer(choice.finish_reason)
-            for whole, choice in zip(wholes, self._work.choices, strict=True)
-            if choice.finish_reason is not None
-        ]
 
     def _take_all(self) -> list[Piece]:
         pieces = []
@@ -210,11 +226,11 @@ class Generation:
 
     @property
     def lease_id(self) -> str:
-        return self.job.caller.request_id
+        return self._admission.lease_id
 
     @property
     def account(self) -> str:
-        return self.job.caller.principal.account_id
+        return self._admission.account
 
     @property
     def tokens_used(self) -> int:
@@ -222,7 +238,7 @@ class Generation:
 
     async def lease_expired(self) -> None:
         """We were stopped for too long and others may have our place: ask for it again, or end in an error."""
-        if self._settled:  # it was finished long ago, and its client still reads
+        if self._admission.is_settled:  # it was finished long ago, and its client still reads
             return
         try:
             await self._reserve()
@@ -241,7 +257,7 @@ class Generation:
         await to_the_end(self._close(error))
 
     async def _close(self, error: BaseException | None) -> None:
-        if self._grant is None:  # refused: nothing is held
+        if not self._admission.is_held:  # refused: nothing is held
             return
         try:
             await self._work.close()
@@ -251,20 +267,15 @@ class Generation:
                 error.is_logged = True
             self._resources.leases.drop(self)
             outcome = outcome_of(self._work.choices, error or self._failure)
-            record = usage_record(self.job, self._work.choices, outcome, self._admitted_at, self._first_token_at)
+            record = usage_record(
+                self.job, self._work.choices, outcome, self._admission.admitted_at, self._first_token_at
+            )
             self._resources.finished(record, self.job.caller)
 
     async def _settle(self) -> None:
         """What was computed is charged; a request that the engine never began costs nothing at all."""
-        if self._settled or self._grant is None:
-            return
-        entitlement = self._resources.entitlement
         used = sum(choice.num_computed + choice.num_output for choice in self._work.choices)
-        try:
-            await (entitlement.settle(self._grant, used) if used else entitlement.release(self._grant))
-        except OSError as error:
-            log.warning("lease %s could not be settled, it will expire: %s", self.lease_id, error)
-        self._settled = True
+        await (self._admission.settle(used) if used else self._admission.release())
 
 
 def _too_long() -> APIError:

@@ -13,7 +13,7 @@ from typing import Any
 from engines.types import Task, Usage
 from server import logs, tools
 from server.errors import InvalidRequest, Overloaded
-from server.generation import Generation, Resources
+from server.generation import Computation, Generation, Resources
 from server.job import Caller, Job, PreparedPrompt
 from server.metrics import Metrics
 from server.off_loop import off_loop_if
@@ -161,7 +161,7 @@ class Pipeline:
             grammar_param=plan.grammar_param if plan else None,
             is_legacy=plan is not None and plan.is_legacy,
         )
-        return Generation(job, self._resources)
+        return Computation(job, self._resources)
 
 
 def report(record: UsageRecord, caller: Caller, metrics: Metrics) -> None:

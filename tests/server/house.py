@@ -25,7 +25,7 @@ from quota.levels import Dimension, Layer, Level, Plan
 from quota.memory import MemoryLedger
 from server.auth import Principal
 from server.entitlement import Entitlement
-from server.generation import Generation, Resources
+from server.generation import Computation, Generation, Resources
 from server.job import Caller, Job, PreparedPrompt
 from server.leases import LeaseKeeper
 from server.metrics import Metrics
@@ -198,7 +198,7 @@ class House:
         who = Caller(PRINCIPAL, f"req-{self.num_requests}", "/v1/chat/completions", **caller)
         prompts = [prepared(stop, **(sampling or {})) for _ in range(num_prompts)]
         job = Job(who, self.deployment, prompts, frozenset({"chat"}), head, layers, streamed, False)
-        return Generation(job, self.resources)
+        return Computation(job, self.resources)
 
     async def used(self, dimension: Dimension) -> int:
         usage = await self.ledger.usage("acct")
