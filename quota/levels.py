@@ -82,6 +82,7 @@ FEATURES = frozenset(
         "embeddings",
         "rerank",
         "responses",
+        "messages",
         "websocket",
         "stream",
         "tools",

@@ -13,7 +13,8 @@ from server.wire.common import Answer, Call
 
 @dataclass(slots=True, frozen=True)
 class Piece:
-    """What became known of one choice: text to send, or vectors by the index of a text, and how it ended if it did.
+    """What became known of one choice: text to send, or vectors by the index of a text, and how it ended if it did
+    (`stop`: at this stop string).
 
     `is_anew`: it begins again, and what came of it before is void. Only of whole answers, whose clients saw none of it.
     """
@@ -25,6 +26,7 @@ class Piece:
     calls: tuple[CallPiece, ...] = ()
     is_anew: bool = False
     vectors: dict[int, bytes] = field(default_factory=dict)
+    stop: str | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -39,6 +41,7 @@ class WholeChoice:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, list[CallPiece]] = {}
+        self._stop: str | None = None
 
     def add(self, piece: Piece) -> None:
         if piece.is_anew:
@@ -47,6 +50,7 @@ class WholeChoice:
         self._finish_reason = piece.finish_reason
         self._texts.append(piece.text)
         self._reasoning.append(piece.reasoning)
+        self._stop = piece.stop
         for call in piece.calls:
             self._calls.setdefault(call.index, []).append(call)
 
@@ -57,7 +61,8 @@ class WholeChoice:
             Call(parts[0].id or "", parts[0].name or "", "".join(part.arguments for part in parts))
             for parts in self._calls.values()
         ]
-        return Answer("".join(self._texts), self._finish_reason, "".join(self._reasoning), tuple(calls))
+        reasoning = "".join(self._reasoning)
+        return Answer("".join(self._texts), self._finish_reason, reasoning, tuple(calls), self._stop)
 
 
 @dataclass(slots=True)
@@ -95,7 +100,15 @@ class Choice:
         reason = FinishReason.STOP if piece.stopped else reason
         calls_end = reason is FinishReason.STOP and self.stream.num_calls > 0
         self.finish_reason = FinishReason.TOOL_CALLS if calls_end else reason
-        return Piece(self.index, piece.text, self.finish_reason, piece.reasoning, piece.calls, vectors=delta.vectors)
+        return Piece(
+            self.index,
+            piece.text,
+            self.finish_reason,
+            piece.reasoning,
+            piece.calls,
+            vectors=delta.vectors,
+            stop=piece.stop,
+        )
 
     def _end_without_engine(self) -> FinishReason | None:
         """An engine may give its last token before it says that it was the last."""

@@ -65,31 +65,49 @@ class Pipeline:
         self._filter = content_filter
         self._resources = resources
 
-    async def chat(self, caller: Caller, body: ChatCompletionRequest) -> Generation:
+    async def chat(
+        self, caller: Caller, body: ChatCompletionRequest, feature: str = "chat", id_prefix: str = "chatcmpl"
+    ) -> Generation:
         """Raises APIError when something is wrong with the request; nothing is held yet."""
-        deployment = serving(self.router.resolve(body.model, caller.principal), Task.GENERATE)
-        messages = [message.for_template() for message in body.messages]
-        variables = deployment.encoder.template.variables
-        plan = tools.plan(body, deployment.form, variables, takes_grammars=deployment.limits.takes_grammars)
-        size = sum(map(len, strings_in([messages, plan.shown])))
-        prepared = await off_loop_if(size > LONG_TEXT, lambda: self._prepare_chat(body, messages, plan, deployment))
-        return self._generation(caller, body, deployment, [prepared], "chat", "chatcmpl", plan)
+        deployment = self._generating(caller, body.model)
+        messages, plan = _asked(body, deployment)
+        prepared = await off_loop_if(
+            _is_long(messages, plan), lambda: self._prepare_chat(body, messages, plan, deployment)
+        )
+        return self._generation(caller, body, deployment, [prepared], feature, id_prefix, plan)
+
+    async def count_tokens(self, caller: Caller, body: ChatCompletionRequest) -> int:
+        """Those of the prompt that `chat` would make. Raises APIError as it does; no model runs."""
+        deployment = self._generating(caller, body.model)
+        messages, plan = _asked(body, deployment)
+
+        def count() -> int:
+            rendered = self._render(messages, plan, deployment)
+            return len(deployment.encoder.encode_rendered(rendered))
+
+        return await off_loop_if(_is_long(messages, plan), count)
 
     async def completion(self, caller: Caller, body: CompletionRequest) -> Generation:
         """The same for legacy completions: one choice a prompt."""
-        deployment = serving(self.router.resolve(body.model, caller.principal), Task.GENERATE)
+        deployment = self._generating(caller, body.model)
         size = sum(map(len, body.prompt))
         encoded = await off_loop_if(size > LONG_TEXT, lambda: [self._encode(p, deployment) for p in body.prompt])
         prepared = [self._prepare(body, deployment, prompt) for prompt in encoded]
         return self._generation(caller, body, deployment, prepared, "completions", "cmpl")
 
+    def _generating(self, caller: Caller, model: str) -> Deployment:
+        return serving(self.router.resolve(model, caller.principal), Task.GENERATE)
+
+    def _render(self, messages: list[dict[str, Any]], plan: Plan, deployment: Deployment) -> str:
+        self._check_content(client_strings(messages), "messages")
+        self._check_content(strings_in(plan.shown), "tools")
+        return deployment.encoder.render(messages, tools=plan.shown, template_kwargs=plan.template_kwargs)
+
     def _prepare_chat(
         self, body: ChatCompletionRequest, messages: list[dict[str, Any]], plan: Plan, deployment: Deployment
     ) -> PreparedPrompt:
-        self._check_content(client_strings(messages), "messages")
-        self._check_content(strings_in(plan.shown), "tools")
         encoder = deployment.encoder
-        rendered = encoder.render(messages, tools=plan.shown, template_kwargs=plan.template_kwargs)
+        rendered = self._render(messages, plan, deployment)
         text = encoder.as_text(rendered) if deployment.takes_text else ""
         prompt = _Prompt(encoder.encode_rendered(rendered), text)
         return self._prepare(body, deployment, prompt, _Asked(plan, opened=rendered.rstrip().endswith(OPEN)))
@@ -162,6 +180,16 @@ class Pipeline:
             is_legacy=plan is not None and plan.is_legacy,
         )
         return Computation(job, self._resources)
+
+
+def _asked(body: ChatCompletionRequest, deployment: Deployment) -> tuple[list[dict[str, Any]], Plan]:
+    messages = [message.for_template() for message in body.messages]
+    variables, takes_grammars = deployment.encoder.template.variables, deployment.limits.takes_grammars
+    return messages, tools.plan(body, deployment.form, variables, takes_grammars=takes_grammars)
+
+
+def _is_long(messages: list[dict[str, Any]], plan: Plan) -> bool:
+    return sum(map(len, strings_in([messages, plan.shown]))) > LONG_TEXT
 
 
 def report(record: UsageRecord, caller: Caller, metrics: Metrics) -> None:

@@ -24,7 +24,12 @@ class AnswerPiece:
     text: str = ""
     reasoning: str = ""
     calls: tuple[CallPiece, ...] = ()
-    stopped: bool = False  # by a stop string: this is the last
+    stop: str | None = None  # this stop string ended it
+
+    @property
+    def stopped(self) -> bool:
+        """This is the last piece."""
+        return self.stop is not None
 
     @property
     def is_empty(self) -> bool:
@@ -65,16 +70,16 @@ class AnswerStream:
         piece = self.text.finish()
         if self.reader is None:
             return _plain(piece)
-        return joined([self._read(piece, self.reader), self._end(self.reader, piece.stopped)])
+        return joined([self._read(piece, self.reader), self._end(self.reader, piece.stop)])
 
     def _read(self, piece: TextPiece, reader: Reader) -> AnswerPiece:
-        read = self._tell(reader.feed(piece.text), piece.stopped)
-        return joined([read, self._end(reader, True)]) if piece.stopped else read
+        read = self._tell(reader.feed(piece.text), piece.stop)
+        return joined([read, self._end(reader, piece.stop)]) if piece.stopped else read
 
-    def _end(self, reader: Reader, stopped: bool) -> AnswerPiece:
-        return self._tell(reader.finish(), stopped)
+    def _end(self, reader: Reader, stop: str | None) -> AnswerPiece:
+        return self._tell(reader.finish(), stop)
 
-    def _tell(self, events: Sequence[Event], stopped: bool) -> AnswerPiece:
+    def _tell(self, events: Sequence[Event], stop: str | None) -> AnswerPiece:
         text, reasoning, calls = "", "", []
         for event in merged(events):
             match event:
@@ -89,7 +94,7 @@ class AnswerStream:
                 case Arguments(words):
                     if self._is_told:
                         calls.append(CallPiece(self.num_calls - 1, words))
-        return AnswerPiece(text, reasoning, tuple(calls), stopped)
+        return AnswerPiece(text, reasoning, tuple(calls), stop)
 
     @property
     def _is_told(self) -> bool:
@@ -97,7 +102,7 @@ class AnswerStream:
 
 
 def _plain(piece: TextPiece) -> AnswerPiece:
-    return AnswerPiece(piece.text, stopped=piece.stopped)
+    return AnswerPiece(piece.text, stop=piece.stop)
 
 
 def joined(pieces: Sequence[AnswerPiece]) -> AnswerPiece:
@@ -107,5 +112,5 @@ def joined(pieces: Sequence[AnswerPiece]) -> AnswerPiece:
         "".join(piece.text for piece in pieces),
         "".join(piece.reasoning for piece in pieces),
         tuple(call for piece in pieces for call in piece.calls),
-        any(piece.stopped for piece in pieces),
+        next((piece.stop for piece in pieces if piece.stopped), None),
     )

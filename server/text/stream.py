@@ -12,10 +12,14 @@ from server.text.stop import StopMatcher
 
 @dataclass(slots=True)
 class TextPiece:
-    """Text to send. `stopped`: a stop string was found, this is the last text, the engine can be aborted."""
+    """Text to send. `stop`: this stop string was found, this is the last text, the engine can be aborted."""
 
     text: str
-    stopped: bool = False
+    stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
 
 
 class TextStream:
@@ -67,7 +71,7 @@ class TextStream:
         text = self._detokenizer.add(early)
         text = text if self._mask is None else self._mask.feed(text)
         rest = self.add(later) if later else TextPiece("")
-        return TextPiece(text + rest.text, rest.stopped)
+        return TextPiece(text + rest.text, rest.stop)
 
     def finish(self) -> TextPiece:
         """At the end of the answer: what was held back. A stop string may be completed here too."""
@@ -76,13 +80,13 @@ class TextStream:
     def _step(self, text: str, *, last: bool) -> TextPiece:
         if self._over:
             return TextPiece("")
-        stopped = False
+        stop = None
         if self._stop is not None and not self._num_unstoppable:
             step = self._stop.feed(text)
-            text, stopped = step.text, step.matched is not None
-            if last and not stopped:
+            text, stop = step.text, step.matched
+            if last and stop is None:
                 text += self._stop.flush()
-        self._over = last or stopped
+        self._over = last or stop is not None
         if self._mask is not None:
             text = self._mask.feed(text) + (self._mask.flush() if self._over else "")
-        return TextPiece(text, stopped)
+        return TextPiece(text, stop)

@@ -141,6 +141,7 @@ class Answer:
     finish_reason: FinishReason
     reasoning: str = ""
     calls: tuple[Call, ...] = ()
+    stop: str | None = None  # the stop string that ended it
 
 
 def new_id(prefix: str) -> str:

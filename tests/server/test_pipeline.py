@@ -190,7 +190,7 @@ async def test_filtering_a_long_prompt_keeps_the_event_loop_free(prompt: Any, mo
 async def test_stop_strings_wait_for_min_tokens() -> None:
     (prompt,) = (await House().chat(stop="b", min_tokens=2)).job.prompts
     piece = prompt.new_stream().add(list(b"abcbd"))
-    assert (piece.text, piece.stopped) == ("abc", True)
+    assert (piece.text, piece.stop) == ("abc", "b")
 
 
 async def test_answers_are_masked_choice_by_choice() -> None:

@@ -51,7 +51,7 @@ def test_more_calls_than_were_asked_for_are_not_told_of() -> None:
 
 def test_a_stop_string_ends_what_is_read() -> None:
     piece = read(stream("stop"), THOUGHTS + "Hello stop now", 4)
-    assert (piece.text, piece.stopped) == ("Hello ", True)
+    assert (piece.text, piece.stop) == ("Hello ", "stop")
 
 
 def test_what_is_held_back_comes_with_the_end() -> None:

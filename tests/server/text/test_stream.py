@@ -43,7 +43,7 @@ def test_stop_releases_everything_before_it() -> None:
 
 def test_a_stop_within_one_call() -> None:
     piece = stream(["x", "lo"]).add(b"hello")
-    assert (piece.text, piece.stopped) == ("hel", True)
+    assert (piece.text, piece.stop) == ("hel", "lo")
 
 
 def test_no_stop_before_min_tokens() -> None:
