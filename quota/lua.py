@@ -1,9 +1,8 @@
-"""The scripts of the shared ledger, as they are sent to Redis."""
+"""The library of functions that the shared ledger runs in Redis."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Self
 
 from quota.encoding import CODES, EMPTY_RECORD, SLOTS
 from quota.ledger import BUDGET_GRACE_MS, EXPIRED_LEASE_PERIODS, REAP_PER_CALL
@@ -12,39 +11,46 @@ from quota.levels import Dimension, Unit
 ROWS_MS = 2000
 """How long after the end of a request its usage is in durable storage at the latest, unless that is away."""
 
-_LIBRARY = ("store", "periods", "turns", "counters", "layers", "charges", "commit", "sweep", "leases")
-_SCRIPTS = ("reserve", "finish", "renew", "peek", "restore", "usage", "integrity", "adopt", "known")
-
+_SHARED = ("store", "periods", "call", "turns", "counters", "layers", "charges", "commit", "sweep", "leases")
+STEPS = ("reserve", "finish", "renew", "peek", "restore", "usage", "integrity", "adopt", "known", "epoch")
 
 FORMAT = 2
-"""Of what the scripts keep, but for the dimensions: to be raised with every change that older scripts would misread."""
+"""Of what the steps keep, but for the dimensions: to be raised with every change that older ones would misread."""
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
-    """Lua text and its digest, which is how Redis knows it."""
+class Library:
+    """Lua text as FUNCTION LOAD takes it. Its names have a digest of the text: several may be in one Redis."""
 
+    name: str
     text: str
-    sha: str
 
-    @classmethod
-    def of(cls, text: str) -> Self:
-        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    def function(self, step: str) -> str:
+        """The name that FCALL knows a step by."""
+        return f"{self.name}_{step}"
 
 
-def load_scripts(lease_ms: int, audit: bool) -> dict[str, Script]:
-    """Each script behind the shared helpers, behind the constants of the contract. "epoch" stands alone: its key is of
-    no account."""
+def load_library(lease_ms: int, audit: bool) -> Library:
+    """All steps, behind what they share, behind the constants of the contract.
+
+    A library and not scripts: of a script Redis runs all in every call, and making its helpers anew took longer than
+    what most of them do.
+    """
     constants = (
         f"local LEASE, PERIODS, REAP, GRACE = {lease_ms}, {EXPIRED_LEASE_PERIODS}, {REAP_PER_CALL}, {BUDGET_GRACE_MS}\n"
         f"local AUDIT, ROWS = {str(audit).lower()}, {ROWS_MS}\n"
     )
-    library = constants + _dimensions() + "".join(map(_read, _LIBRARY))
-    return {name: Script.of(library + _read(name)) for name in _SCRIPTS} | {"epoch": Script.of(_read("epoch"))}
+    shared = constants + _dimensions() + "".join(map(_read, _SHARED))
+    steps = "".join(f"local function {step}(keys, arguments)\n{_read(step)}\nend\n" for step in STEPS)
+    digest = hashlib.sha1((shared + steps).encode(), usedforsecurity=False).hexdigest()
+    name = f"penstock_{digest[:16]}"
+    library = Library(name, f"#!lua name={name}\n{shared}{steps}")
+    registered = (f"redis.register_function('{library.function(step)}', {step})\n" for step in STEPS)
+    return replace(library, text=library.text + "".join(registered))
 
 
 def format_name() -> str:
-    """Scripts of another format neither read nor touch what these keep: to them it is another Redis."""
+    """Steps of another format neither read nor touch what these keep: to them it is another Redis."""
     digest = hashlib.sha1(f"{FORMAT} {_dimensions()}".encode(), usedforsecurity=False)
     return digest.hexdigest()[:6]
 
@@ -61,5 +67,5 @@ def _dimensions() -> str:
     return "".join(f"local {name} = {{ {', '.join(values)} }}\n" for name, values in tables.items())
 
 
-def _read(script: str) -> str:
-    return (resources.files("quota") / "scripts" / f"{script}.lua").read_text()
+def _read(part: str) -> str:
+    return (resources.files("quota") / "scripts" / f"{part}.lua").read_text()

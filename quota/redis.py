@@ -1,4 +1,4 @@
-"""The shared ledger: any number of gateways on one Redis (7 or newer), each step one script and one round trip.
+"""The shared ledger: any number of gateways on one Redis (7 or newer), each step one function and one round trip.
 
 Redis must not evict keys (`maxmemory-policy noeviction`): it would forget what was spent.
 """
@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 
 from quota.breaker import PROBE_EVERY, Breaker
 from quota.ledger import LEASE_MS, IntegrityError, LedgerUnavailable, NotAsked
-from quota.lua import Script
+from quota.lua import Library
 from quota.patience import patience
 from quota.scripted import RECOVERY_MS, History, ScriptedLedger
 
@@ -35,7 +35,7 @@ _NO_ANSWER = (
     exceptions.MasterDownError,
     exceptions.TryAgainError,
 )
-
+_UNKNOWN_FUNCTION = "Function not found"
 _NOT_NOW = {"BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE"}  # answers of a server that takes no write now
 
 log = logging.getLogger("penstock.quota")
@@ -67,13 +67,17 @@ class Link:
     def is_up(self) -> bool:
         return not self._breaker.is_open
 
-    async def run(self, script: Script, *arguments: str | bytes | int) -> Any:
-        """One script on its first argument, which is its key. One round trip, once Redis knows the script."""
+    async def run(self, library: Library, step: str, *arguments: str | bytes | int) -> Any:
+        """One step on its first argument, which is its key. One round trip, once Redis knows the library."""
+        call = "FCALL", library.function(step), 1, *arguments
         try:
             try:
-                return await self.ask("EVALSHA", script.sha, 1, *arguments)
-            except exceptions.NoScriptError:
-                return await self.ask("EVAL", script.text, 1, *arguments)
+                return await self.ask(*call)
+            except exceptions.ResponseError as error:
+                if str(error) != _UNKNOWN_FUNCTION:
+                    raise
+                await self.ask("FUNCTION", "LOAD", "REPLACE", library.text)  # another gateway may be as quick
+                return await self.ask(*call)
         except exceptions.ResponseError as error:  # nothing was written
             raise IntegrityError(f"the keys beside {arguments[0]!r} hold what is not the ledger's: {error}") from error
 
@@ -182,7 +186,9 @@ class RedisLedger(ScriptedLedger):
         try:
             text = await self._link.ask("INFO", "everything")
         except exceptions.ResponseError as error:
-            raise ValueError(f"expected a user who may run INFO, EVAL and what its scripts call: {error}") from None
+            raise ValueError(
+                f"expected a user who may run INFO, FUNCTION, FCALL and what our functions call: {error}"
+            ) from None
         info = dict(line.split(":", 1) for line in text.decode().split("\r\n") if ":" in line)
         if not {"redis_version", "maxmemory", "maxmemory_policy"} <= info.keys():
             raise ValueError("expected Redis 7 or newer: its INFO tells neither its version nor its memory policy")

@@ -1,4 +1,4 @@
-"""A ledger whose every step is one script on a server that any number of gateways share: all but the connection.
+"""A ledger whose every step is one function on a server that any number of gateways share: all but the connection.
 
 All keys of an account begin with `{prefix}:{format}:{account}:`, the account's braces in them, Redis Cluster's hash
 tag, so they share a slot: `e` marks the account as open, `c` are its layers' counters, `d<day>` and `m<month>` the
@@ -30,7 +30,7 @@ from quota.ledger import (
     require_count,
 )
 from quota.levels import Layer, Level
-from quota.lua import Script, format_name, load_scripts
+from quota.lua import Library, format_name, load_library
 from quota.past import by_layer, rows
 
 RENEWALS_PER_CALL = 1000
@@ -48,13 +48,13 @@ log = logging.getLogger("penstock.quota")
 
 
 class Server(Protocol):
-    """Where the scripts run. Raises `LedgerUnavailable` where there is no answer, `IntegrityError` for an error."""
+    """Where the steps run. Raises `LedgerUnavailable` where there is no answer, `IntegrityError` for an error."""
 
     @property
     def is_up(self) -> bool: ...
 
-    async def run(self, script: Script, *arguments: str | bytes | int) -> Any:
-        """One script on its first argument, which is its key."""
+    async def run(self, library: Library, step: str, *arguments: str | bytes | int) -> Any:
+        """One step of the library on its first argument, which is its key."""
         ...
 
     async def ask(self, *command: str | bytes | int) -> Any:
@@ -65,7 +65,7 @@ class Server(Protocol):
 
 
 class ScriptedLedger:
-    """A `Ledger` in scripts. Every method may raise `LedgerUnavailable`.
+    """A `Ledger` in functions of a server. Every method may raise `LedgerUnavailable`.
 
     An account is **opened** by the first request that meets it in this Redis: its budgets are filled from
     `history`, in one step, and only then is anything admitted. `epoch` is the one that
@@ -96,7 +96,7 @@ class ScriptedLedger:
         self._prefix = f"{prefix}:{format_name()}"
         self._clock = clock
         self._history = history
-        self._scripts = load_scripts(lease_ms, audit)
+        self._library = load_library(lease_ms, audit)
         self._epochs = Epochs(self._ask_epoch, epoch, remember)
         self._nonces = map(f"{secrets.token_hex(8)}-{{}}".format, itertools.count())
         self._opening: dict[str, asyncio.Task[None]] = {}
@@ -174,7 +174,7 @@ class ScriptedLedger:
         while True:
             cursor, keys = await self._link.ask("SCAN", cursor, "MATCH", f"{self._prefix}:{{*}}:e", "COUNT", 10_000)
             for key in keys:
-                if wrong := await self._link.run(self._scripts["integrity"], key, self._now(), ""):
+                if wrong := await self._link.run(self._library, "integrity", key, self._now(), ""):
                     raise IntegrityError(f"{key.decode()}: {wrong[0].decode()}")
             if cursor == b"0":
                 return
@@ -220,7 +220,7 @@ class ScriptedLedger:
         return f"{self._prefix}:epoch"
 
     async def _ask_epoch(self, fresh: str, is_remembered: str) -> bytes:
-        value = await self._link.run(self._scripts["epoch"], self._epoch_key, self._now(), fresh, is_remembered)
+        value = await self._link.run(self._library, "epoch", self._epoch_key, self._now(), fresh, is_remembered)
         return bytes(value)
 
     async def recover(self) -> None:
@@ -271,9 +271,9 @@ class ScriptedLedger:
                 await self._run("finish", account, lease_id, 0, "released")
         return frozenset(late)
 
-    async def _open_and_run(self, script: str, account: str, *arguments: str | bytes | int) -> Any:
+    async def _open_and_run(self, step: str, account: str, *arguments: str | bytes | int) -> Any:
         for _ in range(3):
-            reply = await self._run(script, account, *arguments)
+            reply = await self._run(step, account, *arguments)
             if not isinstance(reply, list) or reply[0] != b"unopened":
                 return reply
             await self._open_once(account, reply[1].decode())
@@ -289,7 +289,7 @@ class ScriptedLedger:
     async def _open(self, account: str, nonce: str) -> None:
         """Nothing is admitted on less than the account's durable usage, even if Redis fails in the middle.
 
-        The script that found the account unopened left `nonce` in its marker. The epoch is asked for after
+        The step that found the account unopened left `nonce` in its marker. The epoch is asked for after
         that, and the account is opened only while `nonce` still stands there: so the memory that it is opened
         in is the one whose epoch was seen, or no memory was lost in between.
         """
@@ -313,11 +313,11 @@ class ScriptedLedger:
             reason = str(error) or type(error).__name__
             raise LedgerUnavailable(f"the durable usage of account {account!r} can't be read: {reason}") from error
 
-    # -- scripts -----------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------------
 
-    async def _run(self, script: str, account: str, *arguments: str | bytes | int, nonce: str = "") -> Any:
+    async def _run(self, step: str, account: str, *arguments: str | bytes | int, nonce: str = "") -> Any:
         key = f"{self._prefix}:{{{_tag(account)}}}:e"
-        return await self._link.run(self._scripts[script], key, self._now(), nonce or next(self._nonces), *arguments)
+        return await self._link.run(self._library, step, key, self._now(), nonce or next(self._nonces), *arguments)
 
     def _now(self) -> str:
         return str(self._clock()) if self._clock else ""

@@ -2,6 +2,7 @@
 -- the memory before (ms) they may hold concurrency again, 'open' or 'settled', then for each lease: id, tokens, when
 -- admitted, layers, how long ago it ended (ms). Answers the ids that came too late, which are to be admitted again. What
 -- has ended is never too late: it was used. It is passed over if it was restored with the account's durable usage.
+open_account(keys, arguments)
 local patience, is_open = int(ARGV[3]), ARGV[4] == 'open'
 local is_late, late = epoch ~= '' and now >= lost_ms + patience, {}
 

@@ -18,15 +18,15 @@ local function is_queue(suffix) return suffix == 'o' or suffix == 'f' end
 
 -- What to write of one table: fields and values (scores and members, for a queue), and what to remove.
 local function changes(suffix)
-  local set, del, known, n = {}, {}, tables[suffix], 0
+  local set, del, known, queue, n = {}, {}, tables[suffix], is_queue(suffix), 0
   for field in pairs(changed[suffix]) do
     local value = written(known[field])
-    if value then
-      n = n + 2
-      set[n - 1], set[n] = field, value
-      if is_queue(suffix) then set[n - 1], set[n] = value, field end
-    else
+    if not value then
       del[#del + 1] = field
+    elseif queue then
+      set[n + 1], set[n + 2], n = value, field, n + 2
+    else
+      set[n + 1], set[n + 2], n = field, value, n + 2
     end
   end
   return set, del

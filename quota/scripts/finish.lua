@@ -1,5 +1,6 @@
 -- ARGV: clock, nonce, lease id, tokens, 'settled' or 'released'. Answers 1, 0 for a lease that was
 -- ended before, or the epoch of the account's memory for one that is not known in it ('': it is of no memory yet).
+open_account(keys, arguments)
 local id, tokens, event = ARGV[3], int(ARGV[4]), ARGV[5]
 if event ~= 'settled' and event ~= 'released' then error('not an ending: ' .. tostring(event)) end
 reap()

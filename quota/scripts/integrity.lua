@@ -1,10 +1,11 @@
 -- Answers what contradicts itself in one account's books, a line each. Writes nothing.
+open_account(keys, arguments)
 local wrong, held, states = {}, {}, { o = 0, f = 0 }
 
 local function complain(what) wrong[#wrong + 1] = what end
 
 local function all(suffix)
-  local flat, pairs_of = redis.call('HGETALL', BASE .. suffix), {}
+  local flat, pairs_of = call('HGETALL', BASE .. suffix), {}
   for i = 1, #flat, 2 do pairs_of[flat[i]] = flat[i + 1] end
   return pairs_of
 end
@@ -29,7 +30,7 @@ for id, packed in pairs(all('l')) do
   end
 end
 for queue, count in pairs(states) do
-  local listed = redis.call('ZCARD', BASE .. queue)
+  local listed = call('ZCARD', BASE .. queue)
   if listed ~= count then complain('queue ' .. queue .. ' lists ' .. listed .. ' leases of ' .. count) end
 end
 for id in pairs(all('u')) do

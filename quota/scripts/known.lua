@@ -1,2 +1,3 @@
 -- Answers the ids of all leases that the account's memory still knows, ended ones too.
-return redis.call('HKEYS', BASE .. 'l')
+open_account(keys, arguments)
+return call('HKEYS', BASE .. 'l')

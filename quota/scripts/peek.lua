@@ -1,4 +1,5 @@
 -- ARGV: clock, nonce, layers (layers_of). Answers {now, what is used of the limited counters}.
+open_account(keys, arguments)
 local closed = unopened()
 if closed then return closed end
 local list, used = layers_of(ARGV[3]), {}

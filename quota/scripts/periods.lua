@@ -18,5 +18,3 @@ local function periods_at(ms)
   local month, last = month_of(day), floor((now - GRACE) / DAY)
   return { d = day, m = month, over = { d = day < last, m = day < last and month < month_of(last) } }
 end
-
-local today = periods_at(now)

@@ -1,5 +1,6 @@
 -- ARGV: clock, nonce, then lease id and tokens used so far, for each lease. Answers the epoch of
 -- the account's memory ('': it is of no memory yet), then the ids to be admitted again.
+open_account(keys, arguments)
 reap()
 local ids, gone = {}, { epoch }
 for i = 3, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end

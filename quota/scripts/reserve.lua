@@ -3,6 +3,7 @@
 -- {'refused', now, admitted, what is used now, what was then, what it costs},
 -- {'repeated' or 'admitted' or (an expired one) 'readmitted', now, expires, what is used now, tokens, layers, epoch,
 -- when it was admitted, state}, of the limited counters in order. A shadow limit may be told fuller than full.
+open_account(keys, arguments)
 local id, tokens, impossible = ARGV[3], int(ARGV[4]), ARGV[6] == '1'
 local list = layers_of(ARGV[5])
 

@@ -1,6 +1,7 @@
 -- ARGV: clock, nonce, rows as JSON [["level:name", day, requests, tokens], ...]; 'more' to come before the account is
 -- opened with them, or 'open' it: when Redis lost its memory (0: it did not), epoch. Answers how many rows were new, -1
 -- if the account is not ours to open, or {'unopened', nonce}.
+open_account(keys, arguments)
 local rows, opening, count = cjson.decode(ARGV[3]), ARGV[4], 0
 if opening then
   if mark ~= 'wait ' .. ARGV[2] then return -1 end -- open already, or this memory is not the one that was asked

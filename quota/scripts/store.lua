@@ -1,11 +1,16 @@
 -- One call's view of one account. What is read is kept, what is changed is only noted, and commit() writes it
--- all at the very end: a script that dies is not rolled back, so whatever can fail must fail before.
--- Put before every script, after the constants of quota/lua.py.
-local floor, max, min, sub, format = math.floor, math.max, math.min, string.sub, string.format
-local call = redis.call
+-- all at the very end: a function that dies is not rolled back, so whatever can fail must fail before.
+-- The library begins with it, after the constants of quota/lua.py. Each call sets anew what it knows (call.lua).
+local floor, max, min, sub, format, match -- Lua's own, and Redis's: see call.lua
 local MINUTE, DAY, EXACT = 60000, 86400000, 9007199254740991
 local NUM = #CODES
-local BASE = sub(KEYS[1], 1, -2) -- every key of the account begins with it, so all share one hash tag
+local call, KEYS, ARGV
+local BASE -- every key of the account begins with it, so all share one hash tag
+local now, today -- ms, and its periods
+local mark -- 'open <when Redis last lost its memory, or 0> <epoch> <when opened> <when kept alive>'
+local lost_ms, epoch, opened_ms, kept_ms -- epoch '': of no memory, where the account is not open
+local tables, changed -- of hashes (field to value) and sorted sets (member to score); false: not in it
+local log, fresh, new_mark -- fresh: tables that lacked something, and may have to be made
 
 local function int(value)
   local n = tonumber(value)
@@ -18,19 +23,6 @@ end
 local function text(n) -- never tostring(): 1e+15, -0
   return format('%d', int(n))
 end
-
-local function clock() -- ARGV[1]: the time, given by tests only
-  if ARGV[1] ~= '' then return int(ARGV[1]) end
-  local t = call('TIME')
-  return t[1] * 1000 + floor(t[2] / 1000)
-end
-
-local now = clock()
-local mark = call('GET', BASE .. 'e') -- 'open <when Redis last lost its memory, or 0> <epoch> <when opened> <when kept alive>'
-local lost_ms, epoch, opened_ms, kept_ms = string.match(mark or '', '^open (%d+) (%S+) (%d+) (%d+)$')
-lost_ms, epoch = int(lost_ms or 0), epoch or '' -- of no memory, where the account is not open
-local tables, changed = {}, {} -- of hashes (field to value) and sorted sets (member to score); false: not in it
-local log, fresh, new_mark = {}, {}, nil -- fresh: tables that lacked something, and may have to be made
 
 local IS_NUMBER = { d = true, m = true, u = true, o = true, f = true }
 
@@ -92,7 +84,7 @@ end
 -- The account's marker when it may not be admitted to yet: {'unopened', nonce}. RedisLedger._open() says why.
 local function unopened()
   if mark then
-    local nonce = string.match(mark, '^wait (.+)$')
+    local nonce = match(mark, '^wait (.+)$')
     return nonce and { 'unopened', nonce }
   end
   call('SET', BASE .. 'e', 'wait ' .. ARGV[2], 'PX', MINUTE)

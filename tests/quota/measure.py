@@ -46,9 +46,7 @@ def layers(num_counters: int) -> tuple[Layer, ...]:
 
 async def figures(ledger: RedisLedger, section: str, names: list[str]) -> list[float]:
     info = (await ledger._link.ask("INFO", section)).decode()
-    found = dict(
-        part.split("=") for line in info.split() if "evalsha:" in line for part in line.split(":")[1].split(",")
-    )
+    found = dict(part.split("=") for line in info.split() if "fcall:" in line for part in line.split(":")[1].split(","))
     return [float(found[name]) for name in names]
 
 

@@ -94,7 +94,7 @@ async def test_a_crowd_waits_for_one_timeout_only(ledger: RedisLedger, proxy: Ch
 
     async def counted(*command: str | bytes | int) -> object:
         nonlocal asked
-        asked += command[0] == "EVALSHA"
+        asked += command[0] == "FCALL"
         return await exchange(*command)
 
     link._exchange = counted

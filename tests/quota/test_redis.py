@@ -53,12 +53,12 @@ async def a_life(ledger: RedisLedger, clock: Clock, account: str = A) -> None:
 # -- the server ----------------------------------------------------------------------------------------------
 
 
-async def test_scripts_are_loaded_again_when_redis_forgot_them(ledger: RedisLedger) -> None:
+async def test_functions_are_loaded_again_when_redis_forgot_them(ledger: RedisLedger) -> None:
     for n in range(3):
         assert (await ledger.reserve(f"r{n}", A, LAYERS, 1)).admitted
-        await ledger._link.ask("SCRIPT", "FLUSH")
+        await ledger._link.ask("FUNCTION", "FLUSH")
         assert await ledger.settle(f"r{n}", A, 1)
-        await ledger._link.ask("SCRIPT", "FLUSH")
+        await ledger._link.ask("FUNCTION", "FLUSH")
 
 
 async def test_without_a_test_clock_the_time_is_the_servers(redis_url: str, prefix: str) -> None:
@@ -302,7 +302,7 @@ async def test_a_huge_request_past_a_shadow_limit_is_reported(ledger: RedisLedge
     assert [refusal.dimension for refusal in decision.shadowed] == [Dimension.TPM]
 
 
-async def test_scripts_of_another_format_are_another_redis(
+async def test_functions_of_another_format_are_another_redis(
     ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch, redis_url: str, prefix: str, clock: Clock
 ) -> None:
     """Else an upgrade would misread what older gateways left, and count beside them."""

@@ -1,4 +1,4 @@
-"""The scripts under random arguments, valid and malformed, without the Python that checks them before."""
+"""The functions under random arguments, valid and malformed, without the Python that checks them before."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from quota.encoding import encode
 from quota.ledger import LEASE_MS, IntegrityError
 from quota.levels import Layer, Level, Limits
+from quota.lua import load_library
 from quota.redis import RedisLedger
-from quota.scripted import load_scripts
 from tests.quota.conftest import Clock
 from tests.quota.digest import digest
 from tests.scale import cut, publish
@@ -26,12 +26,12 @@ JUNK_LAYERS = [
     *("[5,1,2,3,4,5,6]", '["key:k1",1,"x",3,4,5,6]', '["key:k1",1,2,3,4,5,6,"key:k1",1,2,3,4,5,6]'),
 ]
 JUNK_ROWS = ["", "[[]]", '[["a"]]', '[["account:",20162,1,0.5]]', '[["account:",1e300,1,1]]', "[1]", "{}"]
-SCRIPTS = ("reserve", "reserve", "reserve", "finish", "renew", "adopt", "peek", "known", "restore", "usage")
+STEPS = ("reserve", "reserve", "reserve", "finish", "renew", "adopt", "peek", "known", "restore", "usage")
 
 
 def random_call(rng: random.Random, now: int) -> tuple[str, list[Any]]:
-    """A script and its arguments: mostly right, one of them often junk."""
-    script = rng.choice(SCRIPTS)
+    """A step and its arguments: mostly right, one of them often junk."""
+    step = rng.choice(STEPS)
     lease, tokens = f"r{rng.randrange(8)}", str(rng.choice([0, 1, 50, 10**11, 10**15]))
     layers = rng.choice([LAYERS, LAYERS, "[]", rng.choice(JUNK_LAYERS)])
     day = now // 86_400_000 - rng.randrange(3)
@@ -44,7 +44,7 @@ def random_call(rng: random.Random, now: int) -> tuple[str, list[Any]]:
         "adopt": ["2500", rng.choice(["open", "settled"]), lease, tokens, str(now - rng.randrange(60_000)), layers],
         "peek": [layers],
         "restore": [rows, *opening],
-    }.get(script, [])
+    }.get(step, [])
     arguments = [str(now), "nonce", *arguments]
     if rng.random() < 0.4:
         place = rng.randrange(len(arguments))
@@ -53,13 +53,13 @@ def random_call(rng: random.Random, now: int) -> tuple[str, list[Any]]:
         )  # "" is the server's own clock, years ahead of ours
     if rng.random() < 0.1:
         arguments = arguments[: rng.randrange(len(arguments) + 1)]
-    return script, arguments
+    return step, arguments
 
 
 async def test_random_calls_change_nothing_when_they_fail(redis_url: str, prefix: str, clock: Clock) -> None:
-    """Check 4: a script is not rolled back, so an error must come before its first write."""
+    """Check 4: a function is not rolled back, so an error must come before its first write."""
     ledger = RedisLedger(f"{redis_url}/1", prefix=prefix, clock=clock)
-    rng, scripts = random.Random(4), load_scripts(LEASE_MS, audit=True)
+    rng, library = random.Random(4), load_library(LEASE_MS, audit=True)
     outcomes: Tally[tuple[str, bool]] = Tally()
     before, wrong = b"", []
     for n in range(CALLS):
@@ -67,19 +67,19 @@ async def test_random_calls_change_nothing_when_they_fail(redis_url: str, prefix
             await ledger.check_integrity()
             await ledger._link.ask("FLUSHDB")
             before = b""
-        script, arguments = random_call(rng, clock.now)
+        step, arguments = random_call(rng, clock.now)
         try:
-            await ledger._link.run(scripts[script], f"{ledger._prefix}:{{acme}}:e", *arguments)
+            await ledger._link.run(library, step, f"{ledger._prefix}:{{acme}}:e", *arguments)
             failed = False
         except IntegrityError:
             failed = True
         after = await digest(ledger)
         if failed and after != before:
-            wrong.append((script, arguments))
-        outcomes[script, failed] += 1
+            wrong.append((step, arguments))
+        outcomes[step, failed] += 1
         before = after
         clock.advance(rng.choice([0, 1, 100, 5000]))
-    publish(4, "random calls of the scripts", calls=CALLS, errors_after_a_first_write=len(wrong))
+    publish(4, "random calls of the functions", calls=CALLS, errors_after_a_first_write=len(wrong))
     assert wrong == []
-    assert min(outcomes[script, failed] for script in SCRIPTS[2:] for failed in (False, True)) > CALLS // 200, outcomes
+    assert min(outcomes[step, failed] for step in STEPS[2:] for failed in (False, True)) > CALLS // 200, outcomes
     await ledger.close()
