@@ -19,6 +19,8 @@ from typing import Self
 import httpx
 import openai
 
+from tests import tap
+
 ROOT = Path(__file__).resolve().parent.parent
 API_KEY = "tests-api-key-0123456789"
 ADMIN_KEY = "tests-admin-key-0123456789"
@@ -68,21 +70,27 @@ class Address:
 class PenstockProcess(Address):
     """`config` is a whole configuration file, but for the port, which is free, and the data folder.
 
-    One that is started again is at the same address.
+    One that is started again is at the same address. All that a `judged` one answers goes before `tests.judge`.
     """
 
-    def __init__(self, folder: Path, config: str = FAKE_MODEL + UNLIMITED, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, config: str = FAKE_MODEL + UNLIMITED, *arguments: str, judged: bool = False
+    ) -> None:
         self.folder = folder
         self.log = folder / "server.log"
+        self.tap = folder / "answers.jsonl" if judged else None
         path = folder / "penstock.toml"
         path.write_text(config, encoding="utf-8")
-        self._command = [sys.executable, "-m", "server.cli", "serve", "--config", str(path)]
+        module = "tests.tap" if judged else "server.cli"
+        self._command = [sys.executable, "-m", module, "serve", "--config", str(path)]
         self._command += ["--data-dir", str(folder / "data"), *arguments]
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> Self:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
         environment |= {"PENSTOCK_API_KEY": API_KEY, "PENSTOCK_ADMIN_KEY": ADMIN_KEY}
+        if self.tap is not None:
+            environment[tap.VARIABLE] = str(self.tap)
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 [*self._command, "--port", str(self.port)],

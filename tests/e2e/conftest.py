@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from server.settings import BUNDLED_FOLDER
+from tests.court import every_answer_is_right, judged
 from tests.penstock_process import ROOT, UNLIMITED, PenstockProcess
+
+__all__ = ["every_answer_is_right"]
 
 SHARED = ROOT.parent / "shared" / "data"
 SHARED_MODELS = ("stories260K", "tinyllm-chat", "tiny-llama")
@@ -30,7 +33,7 @@ def declare(name: str, version: str, folder: Path, extra: str = "") -> str:
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PenstockProcess]:
     """No model is declared."""
-    with PenstockProcess(tmp_path_factory.mktemp("bundled"), UNLIMITED) as running:
+    with judged(PenstockProcess(tmp_path_factory.mktemp("bundled"), UNLIMITED, judged=True)) as running:
         yield running
 
 
@@ -43,11 +46,12 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PenstockProces
         if (folder := SHARED / "models" / name).is_dir():
             config += declare(name, "1", folder)
     routing = '[routing]\naliases = { chat = "tiny-chat@1" }\ndefault_versions = { tiny-chat = "1" }\n'
-    with PenstockProcess(tmp_path_factory.mktemp("several"), config + routing + UNLIMITED) as running:
+    server = PenstockProcess(tmp_path_factory.mktemp("several"), config + routing + UNLIMITED, judged=True)
+    with judged(server) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PenstockProcess]:
-    with PenstockProcess(tmp_path_factory.mktemp("fake")) as running:
+    with judged(PenstockProcess(tmp_path_factory.mktemp("fake"), judged=True)) as running:
         yield running

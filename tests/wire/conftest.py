@@ -11,7 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.court import every_answer_is_right, judged
 from tests.penstock_process import ADMIN_KEY, PenstockProcess
+
+__all__ = ["every_answer_is_right"]
 
 ORIGIN = "https://app.example"
 BLOCKED = "forbidden-term"
@@ -84,7 +87,7 @@ MakeKey = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PenstockProcess]:
-    with PenstockProcess(tmp_path_factory.mktemp("wire"), CONFIG) as running:
+    with judged(PenstockProcess(tmp_path_factory.mktemp("wire"), CONFIG, judged=True)) as running:
         yield running
 
 

@@ -1,0 +1,88 @@
+"""`python -m tests.tap serve ...`: Penstock, with all that it answers written down for `tests.judge`, one line each.
+
+Between the server and its network, so whoever asks, whatever client, is told what is written down here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+VARIABLE = "TESTS_TAP"  # the file's path
+MAX_BODY = 4 * 1024 * 1024  # bytes; a longer one is not judged
+
+
+@dataclass(slots=True, frozen=True)
+class Answered:
+    """One HTTP answer, or one frame of a WebSocket (status 0)."""
+
+    method: str
+    path: str
+    status: int
+    content_type: str
+    body: str
+    is_whole: bool  # not cut short, by whomever
+
+
+class Tap:
+    def __init__(self, app: ASGIApp, path: Path) -> None:
+        self._app = app
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, self._frames(scope, send))
+        else:
+            await self._http(scope, receive, send)
+
+    def _frames(self, scope: Scope, send: Send) -> Send:
+        async def tapped(message: Message) -> None:
+            if message["type"] == "websocket.send":
+                self._write(Answered("WS", scope["path"], 0, "", message.get("text") or "", True))
+            await send(message)
+
+        return tapped
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: dict[str, Any] = {}
+        body = bytearray()
+        is_whole = False
+
+        async def tapped(message: Message) -> None:
+            nonlocal is_whole
+            if message["type"] == "http.response.start":
+                start.update(message)
+            else:
+                body.extend(message.get("body", b"")[: MAX_BODY - len(body)])
+                is_whole = not message.get("more_body", False)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tapped)
+        finally:
+            if start and len(body) < MAX_BODY:
+                headers = {name.decode().lower(): value.decode("latin-1") for name, value in start["headers"]}
+                kind, text = headers.get("content-type", ""), body.decode("utf-8", "replace")
+                self._write(Answered(scope["method"], scope["path"], start["status"], kind, text, is_whole))
+
+    def _write(self, answered: Answered) -> None:
+        self._file.write(json.dumps(asdict(answered)) + "\n")
+
+
+def main() -> None:
+    from server import cli, gateway
+
+    create_app, path = gateway.create_app, Path(os.environ[VARIABLE])
+    gateway.create_app = lambda services: Tap(create_app(services), path)
+    sys.argv[0] = "penstock"
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
