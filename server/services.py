@@ -30,6 +30,7 @@ from server.store.credentials import GeneratedKeys, ensure_presets, load_pepper
 from server.store.records import UsageRecord
 from server.store.usage_writer import UsageWriter
 from server.text.content_filter import ContentFilter
+from server.uploads import sweep_for_ever
 from server.vectors import VectorPipeline
 
 LAST_WORDS = 3.0  # seconds, after the drain time, in which cut answers can still send their error
@@ -106,6 +107,7 @@ async def running(
     """
     async with contextlib.AsyncExitStack() as stack:
         records = await _open_records(stack, settings, store, metrics)
+        _background(stack, sweep_for_ever(store.files))
         ledger = await _open_ledger(stack, settings, records, metrics)
         leases = LeaseKeeper(ledger)
         _background(stack, leases.run())

@@ -165,6 +165,12 @@ class LimitSettings(_Section):
     websocket_message_bytes: Annotated[int, Field(ge=1024)] = 2**20
 
 
+class FileSettings(_Section):
+    file_bytes: Annotated[int, Field(ge=1024)] = 100 * 2**20
+    account_bytes: Annotated[int, Field(ge=1024)] = 10 * 2**30
+    upload_timeout: Seconds = 600  # for a whole upload; `timeouts.body` is for its silence
+
+
 class _QuotaTable(_Section):
     max_gateways: Annotated[int, Field(ge=1)] = 4
     when_redis_is_away: Literal["share", "closed", "open"] = "share"
@@ -180,6 +186,7 @@ class _Document(_Section):
     filter: FilterSettings = FilterSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     limits: LimitSettings = LimitSettings()
+    files: FileSettings = FileSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +215,7 @@ class Settings:
     filter: FilterSettings
     timeouts: TimeoutSettings
     limits: LimitSettings
+    files: FileSettings
     secrets: Secrets
     warnings: tuple[str, ...] = ()  # lines for the operator
 
@@ -324,6 +332,7 @@ def _settings(document: _Document, quota: QuotaSettings, secrets: Secrets, warni
         filter=document.filter,
         timeouts=document.timeouts,
         limits=document.limits,
+        files=document.files,
         secrets=secrets,
         warnings=(*warnings, *_idle_limits(document, quota)),
     )

@@ -1,4 +1,4 @@
-"""Durable records: accounts, keys, plans, usage, settings. SQLite by default, PostgreSQL by URL."""
+"""Durable records: accounts, keys, plans, usage, files, settings. SQLite by default, PostgreSQL by URL."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Self
 from server.store.accounts import Accounts
 from server.store.database import Database
 from server.store.errors import NameTaken, StoreError
+from server.store.files import Files
 from server.store.keys import Keys
 from server.store.plans import Plans
 from server.store.settings import KeptSettings
@@ -24,6 +25,7 @@ class Store:
     keys: Keys
     plans: Plans
     usage: UsageLog
+    files: Files
     settings: KeptSettings
 
     @classmethod
@@ -36,6 +38,7 @@ class Store:
             keys=Keys(database),
             plans=Plans(database),
             usage=UsageLog(database),
+            files=Files(database),
             settings=KeptSettings(database),
         )
 

@@ -128,5 +128,16 @@ class UsageSum:
     completion_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    id: str
+    account_id: str
+    filename: str
+    purpose: str
+    num_bytes: int
+    created_at: datetime
+    expires_at: datetime | None  # None: it is kept until it is deleted
+
+
 def utc_now() -> datetime:
     return datetime.now(UTC)

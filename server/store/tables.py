@@ -131,6 +131,34 @@ class PlanRow(Base):
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class FileRow(Base):
+    """What an account uploaded, or a batch wrote. Its bytes are in `file_chunks`."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "account_id", "id"), Index(None, "state", "expires_at"))
+
+    id: Mapped[str] = mapped_column(String(48), primary_key=True)
+    account_id: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16))
+    filename: Mapped[str] = mapped_column(Text)
+    purpose: Mapped[str] = mapped_column(String(32))
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    num_chunks: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    touched_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class FileChunkRow(Base):
+    """No foreign key: a large file's chunks are deleted in several transactions, while nobody can see it any more."""
+
+    __tablename__ = "file_chunks"
+
+    file_id: Mapped[str] = mapped_column(String(48), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class SettingRow(Base):
     """A value that Penstock made for itself: the pepper of keys, the ids of the first ones."""
 

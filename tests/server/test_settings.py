@@ -299,7 +299,7 @@ FILE_ERRORS = [
     ("[server]\nport = 1\nport = 2\n", "not valid TOML: Cannot overwrite a value (at line 3, column 9)"),
     ("[serer]", 'serer: unknown key, did you mean "server"?'),
     ("[server]\nprot = 1", 'server.prot: unknown key, did you mean "port"?'),
-    ("[keys]", "keys: unknown key, expected one of server, models, routing, quota, filter, timeouts, limits"),
+    ("[keys]", "keys: unknown key, expected one of server, models, routing, quota, filter, timeouts, limits, files"),
     ('[server]\nport = "80"', 'server.port: expected a valid integer, got "80"'),
     ("[server]\nport = true", "server.port: expected a valid integer, got true"),
     ("[server]\nport = 70000", "server.port: expected less than or equal to 65535, got 70000"),

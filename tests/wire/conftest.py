@@ -80,6 +80,10 @@ categories = {{ "hate" = ["{HATED}"], "self-harm/intent" = ["{HATED}", "other"] 
 
 [timeouts]
 keep_alive = 0.05
+
+[files]
+file_bytes = 2000000
+account_bytes = 4000000
 """
 
 MakeKey = Callable[..., str]
