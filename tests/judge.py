@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+from openai.pagination import SyncCursorPage
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tests.shapes import Route, Shape, route_of
@@ -29,6 +30,8 @@ EXTENSIONS = frozenset({
     "request_id",  # of a WebSocket's frame: the client's own
     "blocklist",  # the category of terms that the operator blocks
 })  # fmt: skip
+# Of OpenAI's lists, which the SDK's type of a page leaves out.
+OF_A_PAGE = frozenset({"object", "first_id", "last_id"})
 # What OpenAI's own answers do against its schemas; clients count on it.
 DEVIATIONS = frozenset({
     # Of every chunk of a stream but the last: its schema is that of the whole answer.
@@ -215,7 +218,8 @@ def _at(node: Any, path: tuple[int | str, ...]) -> Any:
 def _unknown(node: Any, path: str) -> Iterator[str]:
     """The keys that no type of the SDK has."""
     if isinstance(node, BaseModel):
-        yield from (f"{path}{key}" for key in (node.model_extra or {}) if key not in EXTENSIONS)
+        allowed = EXTENSIONS | OF_A_PAGE if isinstance(node, SyncCursorPage) else EXTENSIONS
+        yield from (f"{path}{key}" for key in (node.model_extra or {}) if key not in allowed)
         for key in node.model_fields_set - (node.model_extra or {}).keys():
             yield from _unknown(getattr(node, key), f"{path}{key}.")
     elif isinstance(node, list):

@@ -135,15 +135,15 @@ class CursorPage(msgspec.Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[Any]
-    first_id: str | None
-    last_id: str | None
+    first_id: str  # "" of an empty page, as the next
+    last_id: str
     has_more: bool
 
 
 def cursor_page(objects: list[Any], limit: int) -> CursorPage:
     """`objects` have an `id` each, and are one more than a page if there is more."""
     shown = objects[:limit]
-    first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
+    first, last = (shown[0].id, shown[-1].id) if shown else ("", "")
     return CursorPage(data=shown, first_id=first, last_id=last, has_more=len(objects) > limit)
 
 
