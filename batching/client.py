@@ -70,6 +70,8 @@ def _merge(first: OutputDelta, then: OutputDelta) -> None:
     first.error = then.error
     first.computed_tokens = max(first.computed_tokens, then.computed_tokens)  # the end of a connection knows of none
     first.vectors |= then.vectors
+    first.logprobs.extend(then.logprobs)
+    first.prompt_logprobs = first.prompt_logprobs or then.prompt_logprobs
 
 
 class WorkerClient:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from engines.types import GenerationRequest
@@ -127,12 +127,17 @@ class AdmissionQueue(Generic[Item]):
         expiry = min(request.arrival + self.timeout, request.deadline)
         heapq.heappush(self._expiries, (expiry, sequence.sequence_id, request.request_id))
 
-    def peek(self) -> Item | None:
-        """Who is next."""
-        if not self._waiting:
-            return None
-        accounts = self._classes[min(self._classes)]
-        return accounts[min(accounts, key=self.served.__getitem__)][0]
+    def peek(self, may_start: Callable[[Item], bool] = lambda item: True) -> Item | None:
+        """Who is next, of those that may start: the others keep their places, and are overtaken."""
+        for priority in sorted(self._classes):
+            accounts = self._classes[priority]
+            first = accounts[min(accounts, key=self.served.__getitem__)][0]
+            if may_start(first):
+                return first
+            for account in sorted(accounts, key=self.served.__getitem__):
+                if (found := next(filter(may_start, accounts[account]), None)) is not None:
+                    return found
+        return None
 
     def __iter__(self) -> Iterator[Item]:
         """Everybody who waits, in order of arrival."""

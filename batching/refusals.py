@@ -23,9 +23,15 @@ def check_request(request: GenerationRequest, info: EngineInfo, max_model_len: i
         message = "The answer that was begun leaves nothing to add."
     elif request.sampling.grammar is not None and not info.takes_grammars:
         message = "The engine of this model can't hold its answers to a grammar."
+    elif not info.tells_logprobs and _asks_for_logprobs(request):
+        message = "The engine of this model does not tell how likely tokens are."
     else:
         return None
     return RequestError(ErrorCode.INVALID, message)
+
+
+def _asks_for_logprobs(request: GenerationRequest) -> bool:
+    return request.sampling.logprobs is not None or request.sampling.prompt_logprobs is not None
 
 
 def _is_answered(request: GenerationRequest, info: EngineInfo, max_model_len: int) -> bool:

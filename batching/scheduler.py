@@ -15,6 +15,7 @@ from itertools import count
 
 from batching.blocks import BlockPool
 from batching.buckets import MAX_PADDING_WASTE, group_by_length
+from batching.groups import SharedPrompts
 from batching.queue import AdmissionQueue
 from batching.refusals import check_request, overloaded, waited_in_vain
 from batching.sequence import Sequence, SequenceStatus
@@ -51,6 +52,7 @@ class Scheduler:
         self.config = config
         self.queue: AdmissionQueue[Sequence] = AdmissionQueue(config.max_queue, config.queue_timeout)
         self.pool = BlockPool(info.num_blocks, info.block_size)
+        self._prompts = SharedPrompts(info.block_size)
         self.stats = WorkerStats(kv_blocks=info.num_blocks)
         self.max_model_len = min(info.max_model_len, info.num_blocks * info.block_size)
         # With less, sequences that decode could be left out of a step for as long as others run.
@@ -181,7 +183,7 @@ class Scheduler:
 
     def _next(self) -> Sequence | None:
         """Who starts next: of two that are equally urgent, the one that has run already."""
-        waiting = self.queue.peek()
+        waiting = self.queue.peek(self._prompts.may_start)
         if self._preempted and (waiting is None or self._preempted[0].request.priority <= waiting.request.priority):
             return self._preempted[0]
         return waiting
@@ -200,9 +202,7 @@ class Scheduler:
         return True
 
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
-        """At least one token must be computed: its logits choose the next one."""
-        hashes = sequence.hashes(self.info.block_size, len(sequence.token_ids) - 1)
-        return self.pool.find_cached(hashes)
+        return self.pool.find_cached(sequence.hashes(self.info.block_size, sequence.max_cached_tokens()))
 
     def _enter(self, sequence: Sequence, now: float) -> None:
         if sequence.status is SequenceStatus.PREEMPTED:
@@ -216,6 +216,7 @@ class Scheduler:
             self.queue.served.charge(sequence.request.account, input_tokens=uncached)
             self._by_id[sequence.sequence_id] = sequence
             self._new.append(sequence.introduction())
+            self._prompts.started(sequence)
         sequence.status = SequenceStatus.RUNNING
         self._running.append(sequence)
 
@@ -234,10 +235,12 @@ class Scheduler:
             sequence = self._by_id.get(item.sequence_id)
             if sequence is None:  # it ended while this step was under way
                 continue
+            if item.sequence_id in result.prompt_logprobs:
+                sequence.take_prompt_logprobs(item.start, result.prompt_logprobs[item.sequence_id])
             reason = self._append(sequence, result) if item.samples else None
             self._publish(sequence, item)
             if item.samples:
-                deltas.append(self._delta(sequence, reason, result.ended.get(item.sequence_id)))
+                deltas.append(self._delta(sequence, reason, result))
             if reason is not None:
                 self._finish(sequence)
         return deltas
@@ -251,19 +254,24 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence, item: ScheduledSequence) -> None:
         """The blocks that this step filled can be shared from now on, if the sequence still has them."""
-        first, end = item.start // self.info.block_size, item.context_len // self.info.block_size
-        if first == end or sequence.block_table is not item.block_table:
+        if sequence.block_table is not item.block_table:
             return
-        hashes = sequence.hashes(self.info.block_size, item.context_len)
-        for index in range(first, end):
-            self.pool.publish(item.block_table[index], hashes[index])
+        first, end = item.start // self.info.block_size, item.context_len // self.info.block_size
+        if first != end:
+            hashes = sequence.hashes(self.info.block_size, item.context_len)
+            for index in range(first, end):
+                self.pool.publish(item.block_table[index], hashes[index])
+        self._prompts.computed(sequence, item.context_len)
 
-    def _delta(self, sequence: Sequence, reason: FinishReason | None, error: RequestError | None) -> OutputDelta:
-        request = sequence.request
-        delta = OutputDelta(request.request_id, [sequence.token_ids[-1]], reason, error)
+    def _delta(self, sequence: Sequence, reason: FinishReason | None, result: StepResult) -> OutputDelta:
+        request, number = sequence.request, sequence.sequence_id
+        delta = OutputDelta(request.request_id, [sequence.token_ids[-1]], reason, result.ended.get(number))
+        if number in result.logprobs:
+            delta.logprobs.append(result.logprobs[number])
         if sequence.num_output_tokens == len(request.output_token_ids) + 1:
             delta.cached_tokens = sequence.num_cached_tokens
             delta.queue_seconds = (sequence.first_scheduled or request.arrival) - request.arrival
+            delta.prompt_logprobs = sequence.prompt_logprobs
         self.queue.served.charge(request.account, output_tokens=1)
         self.stats.generated_tokens += 1
         return delta
@@ -271,6 +279,7 @@ class Scheduler:
     # --- endings
 
     def _finish(self, sequence: Sequence) -> None:
+        self._prompts.ended(sequence)
         if sequence.status is SequenceStatus.RUNNING:
             self._running.remove(sequence)
             self._release_blocks(sequence)
@@ -314,3 +323,4 @@ class Scheduler:
             assert sequence.num_uncomputed_tokens >= 0
         assert all(sequence.num_uncomputed_tokens <= 1 for sequence in self._running[:-1]), "a prompt before a decode"
         assert not any(s.block_table or s.num_computed_tokens for s in self._preempted)
+        self._prompts.check_integrity(self._running, self._preempted)

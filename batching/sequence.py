@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from batching.blocks import hash_block
-from engines.types import FinishReason, GenerationRequest, NewSequence
+from engines.types import FinishReason, GenerationRequest, NewSequence, TokenLogprobs
 
 
 class SequenceStatus(Enum):
@@ -36,6 +36,7 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     first_scheduled: float | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of its tokens from the second on, so far
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
@@ -57,6 +58,19 @@ class Sequence:
         """Prompt tokens that were worked on, cached ones included, even if a preemption took them again."""
         has_answer = len(self.token_ids) + self.num_pending_tokens > self.num_prompt_tokens
         return self.num_prompt_tokens if has_answer else self.num_computed_tokens
+
+    @property
+    def asks_of_prompt(self) -> bool:
+        return self.request.sampling.prompt_logprobs is not None
+
+    def max_cached_tokens(self) -> int:
+        """How many need not be computed. The last one must be: its logits choose the next. What they say of the prompt
+        must be told before they can be left out."""
+        return len(self.prompt_logprobs) if self.asks_of_prompt else len(self.token_ids) - 1
+
+    def take_prompt_logprobs(self, start: int, told: list[TokenLogprobs]) -> None:
+        """Of the tokens behind position `start`. What a preemption has computed twice is told once."""
+        self.prompt_logprobs += told[len(self.prompt_logprobs) - start :]
 
     def introduction(self) -> NewSequence:
         """What the engine is told of it."""

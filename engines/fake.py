@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.base import EngineError, ThreadedStepEngine
-from engines.types import Continuation, EngineConfig, EngineInfo, ScheduledSequence, StepPlan, StepResult
+from engines.types import (
+    Continuation,
+    EngineConfig,
+    EngineInfo,
+    NewSequence,
+    SamplingParams,
+    ScheduledSequence,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+)
 
 CONTEXT = 1_000_000
 BLOCK_SIZE = 32
@@ -21,6 +31,7 @@ MAX_NUM_SEQS = 64
 TOKEN_BUDGET = 8192
 VOCABULARY = 256
 FIRST_PRINTABLE, NUM_PRINTABLE = 32, 95
+PROMPT_OFFSET = 2**62  # of the indices of what is expected in a prompt
 
 
 def fake_token(prompt_digest: bytes, index: int) -> int:
@@ -37,6 +48,45 @@ def fake_answer(token_ids: list[int], num_tokens: int) -> list[int]:
     """The whole answer that the engine gives: what tests compare with."""
     digest = digest_prompt(token_ids)
     return [fake_token(digest, index) for index in range(num_tokens)]
+
+
+def fake_logprobs(likeliest: int, token: int, count: int) -> TokenLogprobs:
+    """How likely `token` was where `likeliest` is: that one has half of the probability, the next printable byte half
+    of the rest, and so on around; no other token has any."""
+    top = [((likeliest - FIRST_PRINTABLE + i) % NUM_PRINTABLE + FIRST_PRINTABLE) for i in range(count)]
+    return TokenLogprobs(_logprob(likeliest, token), [(each, _logprob(likeliest, each)) for each in top])
+
+
+def _logprob(likeliest: int, token: int) -> float:
+    if not 0 <= token - FIRST_PRINTABLE < NUM_PRINTABLE:
+        return -math.inf
+    rank = (token - likeliest) % NUM_PRINTABLE
+    return -math.log(2) * min(rank + 1, NUM_PRINTABLE - 1)
+
+
+def fake_prompt_logprobs(prompt_digest: bytes, position: int, token: int, count: int) -> TokenLogprobs:
+    """Of the token at a position of the prompt."""
+    return fake_logprobs(fake_token(prompt_digest, PROMPT_OFFSET + position), token, count)
+
+
+@dataclass(slots=True, frozen=True)
+class _Known:
+    """A sequence."""
+
+    digest: bytes
+    prompt: list[int]
+    sampling: SamplingParams
+
+    @classmethod
+    def of(cls, new: NewSequence) -> _Known:
+        return cls(digest_prompt(new.prompt_token_ids), new.prompt_token_ids, new.sampling)
+
+    def prompt_logprobs(self, item: ScheduledSequence, count: int) -> list[TokenLogprobs]:
+        """Of the prompt's tokens behind the positions that are computed."""
+        return [
+            fake_prompt_logprobs(self.digest, position, self.prompt[position], count)
+            for position in range(item.start + 1, min(item.context_len + 1, len(self.prompt)))
+        ]
 
 
 @dataclass(slots=True, frozen=True)
@@ -71,7 +121,7 @@ class FakeEngine(ThreadedStepEngine):
         blocks_each = -(-max_len // BLOCK_SIZE)
         self._delay = options.delay_ms / 1000
         self._steps_to_failure = options.fail_at_step
-        self._prompts: dict[int, tuple[bytes, int]] = {}  # digest and length by sequence id
+        self._known: dict[int, _Known] = {}  # by sequence id
         super().__init__(
             EngineInfo(
                 max_model_len=max_len,
@@ -83,25 +133,35 @@ class FakeEngine(ThreadedStepEngine):
                 steps_in_flight=options.steps_in_flight or 1,
                 description=f"fake, {options.delay_ms:g} ms a step",
                 continuation=Continuation.SEEDED,
+                tells_logprobs=True,
             )
         )
 
     def execute(self, plan: StepPlan) -> StepResult:
         for sequence_id in plan.finished:
-            self._prompts.pop(sequence_id, None)
+            self._known.pop(sequence_id, None)
         for new in plan.new:
-            self._prompts[new.sequence_id] = digest_prompt(new.prompt_token_ids), len(new.prompt_token_ids)
+            self._known[new.sequence_id] = _Known.of(new)
         if self._delay and plan.groups:
             time.sleep(self._delay)
         self._count_down_to_failure()
-        scheduled = (item for group in plan.groups for item in group if item.samples)
-        return StepResult({item.sequence_id: self._token(item) for item in scheduled})
+        result = StepResult()
+        for item in (member for group in plan.groups for member in group):
+            self._compute(item, self._known[item.sequence_id], result)
+        return result
+
+    def _compute(self, item: ScheduledSequence, known: _Known, result: StepResult) -> None:
+        sampling = known.sampling
+        if sampling.prompt_logprobs is not None and item.start + 1 < len(known.prompt):
+            result.prompt_logprobs[item.sequence_id] = known.prompt_logprobs(item, sampling.prompt_logprobs)
+        if not item.samples:
+            return
+        token = fake_token(known.digest, item.context_len - len(known.prompt))
+        result.tokens[item.sequence_id] = token
+        if sampling.logprobs is not None:
+            result.logprobs[item.sequence_id] = fake_logprobs(token, token, sampling.logprobs)
 
     def _count_down_to_failure(self) -> None:
         self._steps_to_failure -= 1
         if self._steps_to_failure == 0:
             raise RuntimeError("options.fail_at_step")
-
-    def _token(self, item: ScheduledSequence) -> int:
-        digest, prompt_len = self._prompts[item.sequence_id]
-        return fake_token(digest, item.context_len - prompt_len)

@@ -16,9 +16,14 @@ IntArray = NDArray[np.int64]
 
 @dataclass(slots=True)
 class SequenceRecord:
-    """The engine's own record of a sequence: every known token, and its block table as an array."""
+    """The engine's own record of a sequence: every known token, and its block table as an array.
+
+    `prompt_logprobs`: as in SamplingParams.
+    """
 
     token_ids: list[int]
+    num_prompt: int = 0
+    prompt_logprobs: int | None = None
     blocks: IntArray = field(default_factory=lambda: np.zeros(8, dtype=np.int64))
     num_blocks: int = 0
 
@@ -33,11 +38,23 @@ class SequenceRecord:
         self.num_blocks = len(block_table)
 
 
+@dataclass(slots=True, frozen=True)
+class AskedPrompt:
+    """What a sequence wants to be told of the prompt's tokens behind the positions that a step computes: `tokens[i]`
+    comes behind the i-th of them, and `count` likeliest ones are told beside it. `index`: its place in the step."""
+
+    index: int
+    sequence_id: int
+    tokens: list[int]
+    count: int
+
+
 class SequenceRecords:
     """All of an engine's sequences, and how each is sampled. Used from the engine's thread only."""
 
     def __init__(self, vocab_size: int, grammars: MatcherSource | None = None) -> None:
         self._records: dict[int, SequenceRecord] = {}
+        self._asking: set[int] = set()  # those that want logprobs of their prompts
         self._sampler = Sampler(vocab_size, grammars)
 
     def __getitem__(self, sequence_id: int) -> SequenceRecord:
@@ -47,10 +64,14 @@ class SequenceRecords:
         """Sequences that come, go, or have lost their blocks before this step."""
         for sequence_id in plan.finished:
             self._records.pop(sequence_id, None)
+            self._asking.discard(sequence_id)
             self._sampler.remove(sequence_id)
         for sequence in plan.new:
             prompt, output = sequence.prompt_token_ids, sequence.output_token_ids
-            self._records[sequence.sequence_id] = SequenceRecord(prompt + output)
+            count = sequence.sampling.prompt_logprobs
+            self._records[sequence.sequence_id] = SequenceRecord(prompt + output, len(prompt), count)
+            if count is not None:
+                self._asking.add(sequence.sequence_id)
             self._sampler.add(sequence.sequence_id, prompt, sequence.sampling, output)
         for sequence_id in plan.preempted:
             if sequence_id in self._records:
@@ -66,6 +87,18 @@ class SequenceRecords:
             row[: record.num_blocks] = record.blocks[: record.num_blocks]
         return tables
 
+    def asked(self, scheduled: list[ScheduledSequence]) -> list[AskedPrompt]:
+        """Those of this step whose prompts' logprobs are wanted, and which."""
+        if not self._asking:
+            return []
+        found = []
+        for index, sequence in enumerate(scheduled):
+            record = self._records[sequence.sequence_id]
+            tokens = record.token_ids[sequence.start + 1 : min(sequence.context_len + 1, record.num_prompt)]
+            if record.prompt_logprobs is not None and tokens:
+                found.append(AskedPrompt(index, sequence.sequence_id, tokens, record.prompt_logprobs))
+        return found
+
     def sample(self, sequence_ids: list[int], logits: NDArray[np.float32]) -> tuple[StepResult, list[IntArray]]:
         """A token for each row of `logits` [n, vocabulary], kept with its sequence.
 
@@ -79,5 +112,6 @@ class SequenceRecords:
         result = StepResult(
             dict(zip(sequence_ids, sampled.token_ids, strict=True)),
             {sequence_ids[row]: problem for row, problem in sampled.ended.items()},
+            {sequence_ids[row]: told for row, told in sampled.logprobs.items()},
         )
         return result, [record.blocks[: record.num_blocks] for record in broken]

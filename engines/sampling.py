@@ -13,18 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engines.constraint import Constraint, MatcherSource
-from engines.types import RequestError, SamplingParams
+from engines.drawing import FloatRow, IdRow, invert, kept_tokens, weigh
+from engines.logprobs import LikelyTokens
+from engines.penalties import TokenCounts, penalize
+from engines.types import RequestError, SamplingParams, TokenLogprobs
 
-FloatRow = NDArray[np.float32]
-IdRow = NDArray[np.int64]
 _CHUNK_ELEMENTS = 1 << 18  # rows are weighed in chunks that stay in the CPU's cache
-_BLOCK = 512  # weights summed at a time where only one crossing is looked for
 _MIN_TEMPERATURE = 1e-30  # a float32 that can still be divided by
 
 
@@ -32,39 +30,13 @@ _MIN_TEMPERATURE = 1e-30  # a float32 that can still be divided by
 class SampledTokens:
     """`token_ids[i]` continues row i. `broken_rows` had NaN or infinite logits: the best finite token was taken.
 
-    `ended` has the rows whose grammar ends with this token, as `StepResult.ended`.
+    `ended` has the rows whose grammar ends with this token, as `StepResult.ended`; `logprobs` those that ask for them.
     """
 
     token_ids: list[int]
     broken_rows: list[int] = field(default_factory=list)
     ended: dict[int, RequestError | None] = field(default_factory=dict)
-
-
-class TokenCounts:
-    """The tokens that penalties apply to, as growing arrays: `ids` and how often each was generated."""
-
-    def __init__(self, prompt_token_ids: Sequence[int]) -> None:
-        unique = list(dict.fromkeys(prompt_token_ids))
-        self._slots = {token: slot for slot, token in enumerate(unique)}
-        self._ids = np.zeros(max(64, 2 * len(unique)), dtype=np.int64)
-        self._counts = np.zeros(len(self._ids), dtype=np.float32)
-        self._ids[: len(unique)] = unique
-
-    @property
-    def ids(self) -> IdRow:
-        return self._ids[: len(self._slots)]
-
-    @property
-    def counts(self) -> FloatRow:
-        return self._counts[: len(self._slots)]
-
-    def add(self, token: int) -> None:
-        slot = self._slots.setdefault(token, len(self._slots))
-        if slot == len(self._ids):
-            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
-            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
-        self._ids[slot] = token
-        self._counts[slot] += 1
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
 
 
 class SequenceSampler:
@@ -108,10 +80,14 @@ class SequenceSampler:
         assert self._random is not None
         return self._random.random()
 
+    def likely_tokens(self, row: FloatRow) -> LikelyTokens:
+        """Of a row that was not adjusted yet, for a sequence that asks for logprobs."""
+        return LikelyTokens(row, self.params.logprobs or 0, may_change=self.adjusts)
+
     def adjust(self, row: FloatRow) -> None:
         """Apply penalties, bias, bans and the grammar's mask to one row of logits, in place."""
         if self._counts is not None:
-            _penalize(row, self._counts, self.params)
+            penalize(row, self._counts, self.params)
         row[self._bias_ids] += self._bias
         if self._num_generated < self.params.min_tokens:
             row[self._banned] = -np.inf
@@ -140,16 +116,6 @@ def _bias_arrays(logit_bias: dict[int, float], vocab_size: int) -> tuple[IdRow, 
     return np.array(list(known), dtype=np.int64), np.array(list(known.values()), dtype=np.float32)
 
 
-def _penalize(row: FloatRow, counts: TokenCounts, params: SamplingParams) -> None:
-    logits = row[counts.ids]
-    if params.repetition_penalty != 1:
-        penalty = np.float32(params.repetition_penalty)
-        logits = np.where(logits > 0, logits / penalty, logits * penalty)
-    logits -= np.float32(params.frequency_penalty) * counts.counts
-    logits -= np.float32(params.presence_penalty) * (counts.counts > 0)
-    row[counts.ids] = logits
-
-
 @dataclass(slots=True)
 class _Batch:
     """What a steady batch needs again at every step. Rows are indices into the batch."""
@@ -159,6 +125,7 @@ class _Batch:
     adjusting: list[int]
     greedy: list[int]
     random: list[int]
+    telling: list[int]  # logprobs
 
 
 class Sampler:
@@ -168,7 +135,7 @@ class Sampler:
         self._vocab_size = vocab_size
         self._grammars = grammars
         self._states: dict[int, SequenceSampler] = {}
-        self._batch = _Batch([], [], [], [], [])
+        self._batch = _Batch([], [], [], [], [], [])
 
     def add(
         self,
@@ -189,11 +156,12 @@ class Sampler:
     def remove(self, sequence_id: int) -> None:
         self._states.pop(sequence_id, None)
         if sequence_id in self._batch.sequence_ids:
-            self._batch = _Batch([], [], [], [], [])
+            self._batch = _Batch([], [], [], [], [], [])
 
     def sample(self, sequence_ids: list[int], logits: FloatRow) -> SampledTokens:
         """Choose the next token of each sequence from its row of `logits` [n, vocabulary], which may be changed."""
         batch = self._batch_of(sequence_ids)
+        likely = {row: batch.states[row].likely_tokens(logits[row]) for row in batch.telling}
         for row in batch.adjusting:
             batch.states[row].adjust(logits[row])
         result = SampledTokens([0] * len(sequence_ids))
@@ -204,6 +172,8 @@ class Sampler:
             if state.record(result.token_ids[row]):
                 assert state.grammar is not None
                 result.ended[row] = state.grammar.error
+        for row, tokens in likely.items():
+            result.logprobs[row] = tokens.of(result.token_ids[row])
         return result
 
     def _batch_of(self, sequence_ids: list[int]) -> _Batch:
@@ -216,6 +186,7 @@ class Sampler:
                 adjusting=[row for row in rows if states[row].adjusts],
                 greedy=[row for row in rows if states[row].greedy],
                 random=[row for row in rows if not states[row].greedy],
+                telling=[row for row in rows if states[row].params.logprobs is not None],
             )
         return self._batch
 
@@ -239,18 +210,10 @@ def _sample_random(batch: _Batch, logits: FloatRow, result: SampledTokens) -> No
         rows = batch.random[first : first + chunk]
         weights = logits[rows]
         best = weights.max(axis=1, keepdims=True)
-        _weigh(weights, best, np.array([[batch.states[row].temperature] for row in rows], dtype=np.float32))
+        weigh(weights, best, np.array([[batch.states[row].temperature] for row in rows], dtype=np.float32))
         for row, row_weights, is_sound in zip(rows, weights, np.isfinite(best), strict=True):
             token = _draw(row_weights, batch.states[row], bool(is_sound))
             result.token_ids[row] = _best_finite(row, logits, result) if token is None else token
-
-
-def _weigh(logits: FloatRow, best: FloatRow, temperatures: FloatRow) -> None:
-    """Turn rows of logits into unnormalized probabilities, in place; the best token of a sound row weighs 1."""
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        logits -= best
-        logits /= temperatures
-        np.exp(logits, out=logits)
 
 
 def _draw(weights: FloatRow, state: SequenceSampler, is_sound: bool) -> int | None:
@@ -259,70 +222,6 @@ def _draw(weights: FloatRow, state: SequenceSampler, is_sound: bool) -> int | No
     if not is_sound:
         return None
     if not state.truncates:
-        return _invert(weights, uniform)
-    kept = _kept_tokens(weights, state.params)
-    return int(kept[_invert(weights[kept], uniform)])
-
-
-def _invert(weights: FloatRow, uniform: float) -> int:
-    """The first index whose running sum exceeds `uniform` of the total; never one of weight 0."""
-    running = _running_blocks(weights)
-    target = min(uniform * running[-1], np.nextafter(running[-1], 0))
-    return _crossing(weights, running, target, "right")
-
-
-def _running_blocks(weights: FloatRow) -> NDArray[np.float64]:
-    """Running sums after each block of weights: a tenth of the time of running sums after each weight."""
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
-    return np.cumsum(sums)
-
-
-def _crossing(weights: FloatRow, running: NDArray[np.float64], target: float, side: Literal["left", "right"]) -> int:
-    """The first index whose running sum reaches ("left") or exceeds ("right") the target."""
-    block = min(int(running.searchsorted(target, side=side)), len(running) - 1)
-    before = running[block - 1] if block else 0.0
-    inside = before + np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
-    # Both ways of summing may differ in the last bit: stay on the block's last token with a weight.
-    last = inside.searchsorted(inside[-1], side="left")
-    return block * _BLOCK + int(min(inside.searchsorted(target, side=side), last))
-
-
-def _kept_tokens(weights: FloatRow, params: SamplingParams) -> IdRow:
-    """The ids that top-k, top-p and min-p leave, ascending. Of equally likely tokens the lower ids stay.
-
-    Each filter keeps the best tokens up to some point of the same order, so the shortest of the three wins.
-    """
-    top_k = params.top_k if 0 < params.top_k < len(weights) else len(weights)
-    total = float(weights.sum(dtype=np.float64)) if params.top_p < 1 and top_k == len(weights) else 0.0
-    candidates = np.flatnonzero(weights >= _threshold(weights, top_k, total, params))
-    descending = np.sort(weights[candidates])[::-1][:top_k]
-    size = _kept_size(descending, total, params)
-    last = descending[size - 1]
-    kept: IdRow = candidates[weights[candidates] >= last]
-    if len(kept) > size:
-        kept = np.delete(kept, np.flatnonzero(weights[kept] == last)[size - len(kept) :])
-    return kept
-
-
-def _kept_size(descending: FloatRow, total: float, params: SamplingParams) -> int:
-    """How many of the sorted weights stay. `total` is that of the whole row, or 0 when top-k cut it."""
-    size = len(descending)
-    if params.top_p < 1:
-        running = _running_blocks(descending)
-        nucleus = params.top_p * (total or running[-1])
-        size = _crossing(descending, running, nucleus, "left") + 1
-    if params.min_p > 0:
-        size = min(size, max(1, int((descending >= params.min_p).sum())))
-    return size
-
-
-def _threshold(weights: FloatRow, top_k: int, total: float, params: SamplingParams) -> float:
-    """A weight below which no kept token lies, so that few tokens need sorting.
-
-    All tokens lighter than (1 - top_p) * total / V weigh less than (1 - top_p) * total together, so the nucleus lies
-    above that.
-    """
-    if top_k < len(weights):
-        return float(np.partition(weights, len(weights) - top_k)[len(weights) - top_k])
-    lightest = (1 - params.top_p) * total / len(weights)
-    return min(1.0, max(lightest, params.min_p))
+        return invert(weights, uniform)
+    kept = kept_tokens(weights, state.params)
+    return int(kept[invert(weights[kept], uniform)])

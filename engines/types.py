@@ -92,6 +92,8 @@ class SamplingParams:
     logit_bias: dict[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None  # tell of each token, with so many of the likeliest in its place; None: nothing
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens, but for the first
     grammar: Grammar | None = None
     """A stop token that none of its texts has, as the model's own, is sampled only where one is complete. One that they
     may have ends the answer wherever it comes."""
@@ -145,11 +147,24 @@ class GenerationRequest:
     output_token_ids: list[int] = field(default_factory=list)
     texts: list[TextSpan] = field(default_factory=list)
     is_moved: bool = False
+    group: str = ""  # requests of one group have one prompt and one salt: it is computed once for all of them
 
     @property
     def known_token_ids(self) -> list[int]:
         """What is there before this engine samples its first token."""
         return self.prompt_token_ids + self.output_token_ids
+
+
+@dataclass(slots=True, frozen=True)
+class TokenLogprobs:
+    """How likely a token was, and those that were likeliest in its place, the likeliest first.
+
+    Natural logarithms of the model's own probabilities: before temperature, penalties, bans and grammars. -inf is a
+    probability of zero. The token itself is in `top` only if it is one of the likeliest.
+    """
+
+    logprob: float
+    top: list[tuple[int, float]]
 
 
 @dataclass(slots=True)
@@ -170,6 +185,8 @@ class OutputDelta:
     num_text_tokens: int = 0  # that `text` stands for, by the engine's own count; 0: it does not say
     prompt_tokens: int = 0  # by the engine's own count; 0: it does not say
     vectors: dict[int, bytes] = field(default_factory=dict)  # by the index of a text: its float32s, little endian
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of `token_ids`, where they are asked for
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of all but its first; on the first delta
 
     @classmethod
     def failed(cls, request_id: str, error: RequestError) -> Self:
@@ -252,6 +269,7 @@ class EngineInfo:
     task: Task = Task.GENERATE
     vectors: VectorInfo | None = None  # of the other tasks
     takes_grammars: bool = False
+    tells_logprobs: bool = False  # of its own tokens and of a prompt's
 
 
 @dataclass(slots=True, frozen=True)
@@ -303,10 +321,14 @@ class StepResult:
     """`tokens` has the sampled token of every scheduled sequence with `samples`.
 
     `ended` has those whose grammar ends with that token: None, it is complete and nothing can follow; or what is wrong.
+    `logprobs` has those tokens' where the sequence asks for them. `prompt_logprobs` has, of a sequence that asks for
+    them, those of the prompt's tokens that come after the positions that this step computed.
     """
 
     tokens: dict[int, int] = field(default_factory=dict)
     ended: dict[int, RequestError | None] = field(default_factory=dict)
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)

@@ -22,6 +22,7 @@ from engines.types import (
     ScheduledSequence,
     StepPlan,
     StepResult,
+    TokenLogprobs,
 )
 
 FOREVER = 1e12
@@ -57,6 +58,7 @@ def make_info(**changes: int) -> EngineInfo:
         "token_budget": 64,
         "steps_in_flight": 1,
         "continuation": Continuation.SEEDED,
+        "tells_logprobs": True,
     }
     return EngineInfo(**(values | changes))
 
@@ -74,6 +76,9 @@ def make_request(
     priority: int = 0,
     salt: bytes = b"",
     num_begun: int = 0,
+    group: str = "",
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
 ) -> GenerationRequest:
     """The salt goes into the seed too: that is how `PaperEngine` knows it. `num_begun`: so many tokens of the answer,
     at most, were given by another engine."""
@@ -82,9 +87,11 @@ def make_request(
         min_tokens=min_tokens,
         stop_token_ids=frozenset(stop),
         seed=int.from_bytes(salt, "little"),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
     request = GenerationRequest(
-        request_id, account, list(prompt), sampling, arrival, deadline, priority=priority, cache_salt=salt
+        request_id, account, list(prompt), sampling, arrival, deadline, priority=priority, cache_salt=salt, group=group
     )
     return replace(request, output_token_ids=oracle_answer(request, max_tokens + FAR)[0][:-1][:num_begun])
 
@@ -103,11 +110,17 @@ def oracle_answer(request: GenerationRequest, max_model_len: int) -> tuple[list[
     return answer, FinishReason.LENGTH
 
 
+def oracle_logprobs(position: int, token: int) -> TokenLogprobs:
+    """Of a sequence's token at this position: it names both."""
+    return TokenLogprobs(-1.0 - position, [(token, -1.0)])
+
+
 @dataclass
 class _Record:
     """What an engine knows of a sequence. `chain[i]` names token i and everything before it, as a KV cell does."""
 
     prompt: list[int]
+    sampling: SamplingParams
     tokens: list[int]
     chain: list[int]
     computed: int | None = None  # None: its next row may start behind any cached prefix
@@ -139,14 +152,16 @@ class PaperEngine:
         rows = [row for group in plan.groups for row in group]
         self._check_limits(plan, rows)
         self._check_memory(rows)
+        result = StepResult()
         for row in rows:
             self._compute(row)
-        return StepResult({row.sequence_id: self._sample(row) for row in rows if row.samples})
+            self._tell(row, result)
+        return result
 
     def _introduce(self, new: NewSequence) -> None:
         assert new.sequence_id not in self._seen, "introduced twice"
         self._seen.add(new.sequence_id)
-        record = _Record(new.prompt_token_ids, [], [hash(("salt", new.sampling.seed))])
+        record = _Record(new.prompt_token_ids, new.sampling, [], [hash(("salt", new.sampling.seed))])
         self.records[new.sequence_id] = record
         for token in new.prompt_token_ids + new.output_token_ids:
             record.append(token)
@@ -189,6 +204,16 @@ class PaperEngine:
         record.computed = row.context_len
         self.computed_tokens += row.num_tokens
 
+    def _tell(self, row: ScheduledSequence, result: StepResult) -> None:
+        record = self.records[row.sequence_id]
+        if record.sampling.prompt_logprobs is not None:
+            positions = range(row.start + 1, min(row.context_len + 1, len(record.prompt)))
+            result.prompt_logprobs[row.sequence_id] = [oracle_logprobs(p, record.prompt[p]) for p in positions]
+        if row.samples:
+            token = result.tokens[row.sequence_id] = self._sample(row)
+            if record.sampling.logprobs is not None:
+                result.logprobs[row.sequence_id] = oracle_logprobs(len(record.tokens) - 1, token)
+
     def _sample(self, row: ScheduledSequence) -> int:
         record = self.records[row.sequence_id]
         assert row.context_len == len(record.tokens), "sampled before its last token was computed"
@@ -218,12 +243,14 @@ class Simulation:
         self.in_flight: deque[_Step] = deque()
         self.requests: dict[str, GenerationRequest] = {}
         self.answers: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[TokenLogprobs]] = {}
         self.first: dict[str, OutputDelta] = {}
         self.ends: dict[str, OutputDelta] = {}
 
     def add(self, request: GenerationRequest) -> OutputDelta | None:
         self.requests[request.request_id] = request
         self.answers[request.request_id] = []
+        self.logprobs[request.request_id] = []
         refusal = self.scheduler.add(request, self.clock.now)
         self._take([refusal] if refusal else [])
         return refusal
@@ -276,6 +303,8 @@ class Simulation:
             assert delta.request_id not in self.ends, "something came after the last delta"
             self.first.setdefault(delta.request_id, delta)
             self.answers[delta.request_id] += delta.token_ids
+            self.logprobs[delta.request_id] += delta.logprobs
+            assert not delta.prompt_logprobs or delta is self.first[delta.request_id]
             if delta.finish_reason is not None:
                 self.ends[delta.request_id] = delta
 
@@ -292,3 +321,15 @@ class Simulation:
                 assert self.answers[request_id] == answer[: len(self.answers[request_id])]
             else:
                 assert (self.answers[request_id], end.finish_reason) == (answer, reason)
+            self._check_logprobs(request)
+
+    def _check_logprobs(self, request: GenerationRequest) -> None:
+        """Every token was told once, if it was asked for, and every token of the prompt before the first."""
+        answer, prompt = self.answers[request.request_id], request.prompt_token_ids
+        wanted = answer if request.sampling.logprobs is not None else []
+        begin = len(request.known_token_ids)
+        assert self.logprobs[request.request_id] == [oracle_logprobs(begin + i, t) for i, t in enumerate(wanted)]
+        if request.request_id in self.first:
+            told = self.first[request.request_id].prompt_logprobs
+            is_told = answer and request.sampling.prompt_logprobs is not None
+            assert told == ([oracle_logprobs(i, t) for i, t in enumerate(prompt)][1:] if is_told else [])

@@ -62,6 +62,7 @@ class OnnxEngine(ThreadedStepEngine):
                 description=self._describe(loaded, config),
                 continuation=Continuation.SEEDED,
                 takes_grammars=grammars is not None,
+                tells_logprobs=True,
             ),
             grammars,
         )

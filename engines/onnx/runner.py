@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.constraint import MatcherSource
+from engines.drawing import FloatRow
+from engines.logprobs import logprobs_of
 from engines.onnx.batches import BatchRules
 from engines.onnx.decoder import Decoder, DecoderBatch
 from engines.onnx.kv_cache import PagedKVCache
 from engines.onnx.session import Array
 from engines.records import IntArray, SequenceRecords
-from engines.sampling import FloatRow
-from engines.types import ScheduledSequence, StepPlan, StepResult
+from engines.types import ScheduledSequence, StepPlan, StepResult, TokenLogprobs
 
 SequenceIds = tuple[int, ...]
 
@@ -45,13 +46,22 @@ class OnnxRunner:
         held, self._held = self._held, {}
         sequence_ids: list[int] = []
         logits: list[FloatRow] = []
+        told: dict[int, list[TokenLogprobs]] = {}
         for batch in self.rules.split(plan.groups):
             sequence_ids += [sequence.sequence_id for sequence in batch if sequence.samples]
-            logits.append(self._run_batch(batch, held))
-        return self._sample(sequence_ids, np.concatenate(logits)) if sequence_ids else StepResult()
+            logits.append(self._run_batch(batch, held, told))
+        result = self._sample(sequence_ids, np.concatenate(logits)) if sequence_ids else StepResult()
+        result.prompt_logprobs = told
+        return result
 
-    def _run_batch(self, scheduled: list[ScheduledSequence], held: dict[SequenceIds, Held]) -> FloatRow:
-        """Logits [n, vocabulary] of the rows that are sampled. The new tokens' cache is kept."""
+    def _run_batch(
+        self,
+        scheduled: list[ScheduledSequence],
+        held: dict[SequenceIds, Held],
+        told: dict[int, list[TokenLogprobs]],
+    ) -> FloatRow:
+        """Logits [n, vocabulary] of the rows that are sampled. The new tokens' cache is kept, and what is asked of the
+        prompts is added to `told`: a prompt may be cut into several batches of one step."""
         tables = self._records.tables(scheduled)
         batch = self._prepare(scheduled, tables, held)
         output = self._decoder.run(batch)
@@ -62,6 +72,9 @@ class OnnxRunner:
         if valid.all():
             ids = tuple(sequence.sequence_id for sequence in scheduled)
             self._held[ids] = Held(output.present, batch.starts + batch.lengths)
+        for asked in self._records.asked(scheduled):
+            of_prompt = output.logits[asked.index, : len(asked.tokens)].astype(np.float32, copy=False)
+            told.setdefault(asked.sequence_id, []).extend(logprobs_of(of_prompt, asked.tokens, asked.count))
         rows = np.flatnonzero([sequence.samples for sequence in scheduled])
         logits: FloatRow = output.logits[rows, batch.lengths[rows] - 1].astype(np.float32, copy=False)
         return logits

@@ -58,6 +58,7 @@ class TorchEngine(ThreadedStepEngine):
                 description=self._describe(loaded),
                 continuation=Continuation.SEEDED,
                 takes_grammars=grammars is not None,
+                tells_logprobs=True,
             ),
             grammars,
         )

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from engines.constraint import MatcherSource
-from engines.records import IntArray, SequenceRecords
+from engines.records import AskedPrompt, IntArray, SequenceRecords
 from engines.torch.attention import AttentionBatch, PagedStep
 from engines.torch.kv_cache import PagedKVCache
-from engines.types import ScheduledSequence, StepPlan, StepResult
+from engines.torch.logprobs import logprobs_of
+from engines.types import ScheduledSequence, StepPlan, StepResult, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -33,6 +34,11 @@ class PackedStep:
         """The sequences to sample for, and the last row of each."""
         wanted = np.fromiter((s.samples for s in self.scheduled), dtype=bool, count=len(self.scheduled))
         return [s.sequence_id for s in self.scheduled if s.samples], (self.lengths.cumsum() - 1)[wanted]
+
+    def asked_rows(self, asked: list[AskedPrompt]) -> list[IntArray]:
+        """Of each, the rows behind which its tokens come."""
+        first_rows = self.lengths.cumsum() - self.lengths
+        return [first_rows[each.index] + np.arange(len(each.tokens)) for each in asked]
 
 
 def split_groups(groups: list[list[ScheduledSequence]]) -> list[list[ScheduledSequence]]:
@@ -87,11 +93,15 @@ class ModelRunner:
             return StepResult()
         step = pack(plan, self._records, self._cache.block_size)
         sequence_ids, rows = step.sampled()
-        logits = self._forward(step, rows)
-        return self._sample(sequence_ids, logits)
+        asked = self._records.asked(step.scheduled)
+        logits = self._forward(step, np.concatenate([rows, *step.asked_rows(asked)]) if asked else rows)
+        result = self._sample(sequence_ids, logits[: len(rows)])
+        if asked:
+            result.prompt_logprobs = _told(asked, logits[len(rows) :])
+        return result
 
     def _forward(self, step: PackedStep, rows: IntArray) -> torch.Tensor:
-        """Logits [len(rows), vocabulary] of the packed rows that are sampled."""
+        """Logits [len(rows), vocabulary] of these packed rows."""
         attention = PagedStep(self._cache, self._tensor(step.slots), self._batches(step))
         output = self._model(
             input_ids=torch.tensor([step.token_ids], device=self._device),
@@ -132,3 +142,13 @@ class ModelRunner:
         for blocks in broken:
             self._cache.scrub(self._tensor(blocks))
         return result
+
+
+def _told(asked: list[AskedPrompt], logits: torch.Tensor) -> dict[int, list[TokenLogprobs]]:
+    """By sequence. `logits` [n, vocabulary] has the rows of all of them, one behind another."""
+    told, first = {}, 0
+    for each in asked:
+        end = first + len(each.tokens)
+        told[each.sequence_id] = logprobs_of(logits[first:end], each.tokens, each.count)
+        first = end
+    return told

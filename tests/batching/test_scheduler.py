@@ -32,6 +32,8 @@ def requests(draw: st.DrawFn) -> Callable[[str, float], GenerationRequest]:
         "priority": draw(st.integers(0, 2)),
         "salt": draw(st.sampled_from([b"", b"x", b"y"])),
         "num_begun": draw(st.sampled_from([0, 0, 1, 12])),
+        "logprobs": draw(st.sampled_from([None, 0])),
+        "prompt_logprobs": draw(st.sampled_from([None, None, 0])),
     }
     patience = draw(st.sampled_from([0.0, 3.0, FOREVER]))
     return lambda request_id, now: make_request(
@@ -39,8 +41,16 @@ def requests(draw: st.DrawFn) -> Callable[[str, float], GenerationRequest]:
     )
 
 
+def siblings(
+    make: Callable[[str, float], GenerationRequest], size: int
+) -> Callable[[str, float], list[GenerationRequest]]:
+    """A group: as many requests with the same prompt."""
+    return lambda name, now: [replace(make(f"{name}.{i}", now), group=name) for i in range(size)]
+
+
+groups = st.builds(siblings, requests(), st.integers(1, 4))
 actions = st.one_of(
-    requests(),
+    groups,
     st.integers(0, 30).map(lambda index: ("abort", index)),
     st.sampled_from(["plan", "collect", "step", "step", "tick"]),
 )
@@ -67,7 +77,8 @@ def test_every_request_ends_once_with_the_right_answer(
     simulation = Simulation(info, SchedulerConfig(max_queue, queue_timeout, max_waste), lazy=lazy)
     for number, action in enumerate(script):
         if callable(action):
-            simulation.add(action(f"r{number}", simulation.clock.now))
+            for request in action(f"r{number}", simulation.clock.now):
+                simulation.add(request)
         elif isinstance(action, tuple):
             if ids := list(simulation.requests):
                 simulation.abort(ids[action[1] % len(ids)])
@@ -90,7 +101,9 @@ def test_long_runs_under_pressure(seed):
     )
     simulation = Simulation(info, SchedulerConfig(queue_timeout=rng.choice([20, FOREVER])), lazy=rng.random() < 0.5)
     for number in range(120):
-        simulation.add(random_request(rng, f"r{number}", simulation))
+        request = random_request(rng, f"r{number}", simulation)
+        for i in range(rng.choice([1, 1, 3])):
+            simulation.add(replace(request, request_id=f"r{number}.{i}", group=f"r{number}"))
         for _ in range(rng.randrange(4)):
             simulation.step()
             simulation.clock.advance(1)
@@ -115,6 +128,8 @@ def random_request(rng: random.Random, request_id: str, simulation: Simulation) 
         priority=rng.randrange(2),
         salt=rng.choice([b"", b"x"]),
         arrival=simulation.clock.now,
+        logprobs=rng.choice([None, 0]),
+        prompt_logprobs=rng.choice([None, None, 0]),
     )
 
 
@@ -405,6 +420,75 @@ def test_requests_that_run_together_share_what_is_ready():
     assert simulation.first["second"].cached_tokens == 16
     assert simulation.scheduler.pool.num_used < 2 * 6
     simulation.drain()
+
+
+def add_group(simulation: Simulation, size: int, prompt=range(10, 31), **fields) -> None:
+    for index in range(size):
+        simulation.add(make_request(f"g{index}", prompt, group="g", **fields))
+
+
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+@pytest.mark.parametrize("token_budget", [64, 8])
+def test_a_group_s_prompt_is_computed_once(steps_in_flight, token_budget):
+    simulation = Simulation(make_info(block_size=4, steps_in_flight=steps_in_flight, token_budget=token_budget))
+    add_group(simulation, 5, max_tokens=6)
+    simulation.drain()
+    assert [simulation.first[f"g{index}"].cached_tokens for index in range(5)] == [0, 20, 20, 20, 20]
+    assert simulation.engine.computed_tokens == 21 + 4 * 1 + 5 * 5
+
+
+def test_those_who_wait_for_a_group_s_prompt_are_overtaken():
+    simulation = Simulation(make_info(block_size=4, token_budget=8))
+    add_group(simulation, 2)
+    simulation.add(make_request("other", [7] * 3, max_tokens=2))
+    simulation.drain()
+    assert next(iter(simulation.ends)) == "other"
+
+
+def test_a_short_prompt_leaves_nothing_to_wait_for():
+    simulation = Simulation(make_info(block_size=4))
+    add_group(simulation, 3, prompt=range(4))
+    plan = simulation.plan()
+    assert sum(map(len, plan.groups)) == 3
+    simulation.drain()
+
+
+def test_nobody_waits_for_one_that_was_aborted():
+    simulation = Simulation(make_info(block_size=4, token_budget=8))
+    add_group(simulation, 3)
+    simulation.step()
+    simulation.abort("g0")
+    simulation.drain()
+    assert [simulation.ends[f"g{index}"].finish_reason for index in (1, 2)] == [FinishReason.LENGTH] * 2
+    assert simulation.engine.computed_tokens == 21 + 1 + 2 * 3, "the second found what the first had computed"
+
+
+def test_a_group_whose_first_lost_its_memory_goes_on():
+    simulation = Simulation(make_info(block_size=4, token_budget=8))
+    add_group(simulation, 3)
+    simulation.step()
+    simulation.scheduler._preempt(simulation.scheduler._running[0])
+    simulation.drain()
+    assert [len(simulation.answers[f"g{index}"]) for index in range(3)] == [4] * 3
+
+
+def test_a_group_that_is_continued_elsewhere():
+    simulation = Simulation(make_info(block_size=4))
+    add_group(simulation, 3, max_tokens=9, num_begun=4, priority=-1)
+    simulation.drain()
+    assert [len(simulation.answers[f"g{index}"]) for index in range(3)] == [5] * 3
+
+
+def test_what_is_told_of_a_prompt_is_computed_and_not_read_from_the_cache():
+    simulation = Simulation(make_info(block_size=4, token_budget=8))
+    for name in ("first", "again"):
+        simulation.add(make_request(name, range(20), max_tokens=2, prompt_logprobs=0))
+        simulation.drain()
+    assert [simulation.first[name].cached_tokens for name in ("first", "again")] == [0, 0]
+    assert [len(simulation.first[name].prompt_logprobs) for name in ("first", "again")] == [19, 19]
+    simulation.add(make_request("other", range(20), max_tokens=2))
+    simulation.drain()
+    assert simulation.first["other"].cached_tokens == 16
 
 
 def test_tenants_share_nothing():

@@ -24,6 +24,7 @@ from engines.types import (
     ScheduledSequence,
     StepPlan,
     StepResult,
+    TokenLogprobs,
 )
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -60,7 +61,9 @@ class Planner:
         self.jobs: list[Job] = []
         self.unseen: list[NewSequence] = []
         self.finished: list[int] = []
-        self.futures: list[Future[StepResult]] = []
+        self.futures: list[tuple[StepPlan, Future[StepResult]]] = []
+        self.logprobs: dict[int, list[TokenLogprobs]] = {}
+        self.prompt_logprobs: dict[int, dict[int, TokenLogprobs]] = {}  # by position
 
     def add(self, prompt: list[int], num_new_tokens: int, prefix_of: int | None = None, **sampling: Any) -> int:
         """`prefix_of`: take the full blocks of that sequence's prompt over once they are computed."""
@@ -74,13 +77,24 @@ class Planner:
     def run(self) -> dict[int, list[int]]:
         """The tokens that were sampled for each sequence."""
         while not all(job.is_done for job in self.jobs):
-            self.futures.append(self.engine.submit(self._plan()))
+            plan = self._plan()
+            self.futures.append((plan, self.engine.submit(plan)))
         tokens: dict[int, list[int]] = {job.new.sequence_id: [] for job in self.jobs}
-        for future in self.futures:
-            for sequence_id, token in future.result(60).tokens.items():
+        for plan, future in self.futures:
+            result = future.result(60)
+            for sequence_id, token in result.tokens.items():
                 tokens[sequence_id].append(token)
+            self._keep_logprobs(plan, result)
         self.futures.clear()
         return tokens
+
+    def _keep_logprobs(self, plan: StepPlan, result: StepResult) -> None:
+        for sequence_id, told in result.logprobs.items():
+            self.logprobs.setdefault(sequence_id, []).append(told)
+        for item in (member for group in plan.groups for member in group):
+            of_prompt = result.prompt_logprobs.get(item.sequence_id, [])
+            by_position = self.prompt_logprobs.setdefault(item.sequence_id, {})
+            by_position |= {item.start + 1 + i: told for i, told in enumerate(of_prompt)}
 
     def _plan(self) -> StepPlan:
         live = [job for job in self.jobs if not job.is_done]

@@ -36,6 +36,7 @@ from engines.types import (
     SamplingParams,
     StepPlan,
     StepResult,
+    TokenLogprobs,
 )
 from tests.engines.kinds import CONTEXT, KINDS, OTHER_CONTEXT, Kind
 from tests.fakes import eventually
@@ -67,6 +68,8 @@ async def read_to_end(receiver: Receiver, whole: OutputDelta | None = None) -> O
             token_ids=whole.token_ids + delta.token_ids,
             cached_tokens=whole.cached_tokens,
             queue_seconds=whole.queue_seconds,
+            logprobs=whole.logprobs + delta.logprobs,
+            prompt_logprobs=whole.prompt_logprobs + delta.prompt_logprobs,
         )
     return whole
 
@@ -215,6 +218,55 @@ async def test_tokens_are_counted(served: Served) -> None:
     assert [end.cached_tokens for end in (first, again, longer)] == [0, 3 * size, 2 * size]
     assert again.token_ids == first.token_ids
     assert all(end.queue_seconds >= 0 for end in (first, again, longer))
+
+
+ASKED: dict[str, Any] = {"logprobs": 2, "prompt_logprobs": 1}
+
+
+def same(one: list[TokenLogprobs], other: list[TokenLogprobs]) -> bool:
+    """But for the last digits, which depend on who else is in a batch."""
+    numbers = [[told.logprob for told in each] for each in (one, other)]
+    return numbers[0] == pytest.approx(numbers[1], abs=1e-3)
+
+
+async def test_how_likely_every_token_was(served: Served) -> None:
+    token_ids = prompt(2 * served.info.block_size + 5, seed=12)
+    end = await served.ask(token_ids, 12, **ASKED)
+    if not served.info.tells_logprobs:
+        assert end.error is not None
+        assert (end.error.code, end.token_ids) == (ErrorCode.INVALID, [])
+        return
+    assert (len(end.logprobs), len(end.prompt_logprobs)) == (12, len(token_ids) - 1)
+    assert [told.top[0][0] for told in end.logprobs] == end.token_ids, "greedy takes the likeliest"
+    assert [told.top[0][1] for told in end.logprobs] == [told.logprob for told in end.logprobs]
+    assert all(told.logprob <= told.top[0][1] <= 0 for told in end.prompt_logprobs)
+    others = [served.submit(prompt(5 + i, seed=i), 24) for i in range(9)]
+    again = await served.ask(token_ids, 12, **ASKED)  # not out of the prefix cache
+    assert same(again.logprobs, end.logprobs)
+    assert same(again.prompt_logprobs, end.prompt_logprobs)
+    silent = await read_to_end(others[0])
+    assert (silent.logprobs, silent.prompt_logprobs) == ([], [])
+
+
+async def test_an_answer_that_goes_on_is_told_from_there_on(served: Served) -> None:
+    if not served.info.tells_logprobs:
+        pytest.skip("it tells no logprobs, and says so")
+    request = make_request(prompt(37, seed=4), 12, temperature=1.0, seed=3, logprobs=1)
+    whole = await read_to_end(served.client.submit(request))
+    begun = replace(request, request_id=next(ids), output_token_ids=whole.token_ids[:5])
+    rest = await read_to_end(served.client.submit(begun))
+    assert same(rest.logprobs, whole.logprobs[5:])
+
+
+async def test_a_group_computes_its_prompt_once(served: Served) -> None:
+    size = served.info.block_size
+    if not size:
+        pytest.skip("its memory is another server's")
+    token_ids = prompt(3 * size + 2, seed=21)
+    requests = [replace(make_request(token_ids, 6), group="g") for _ in range(4)]
+    ends = [await read_to_end(receiver) for receiver in [served.client.submit(request) for request in requests]]
+    assert [end.cached_tokens for end in ends] == [0, 3 * size, 3 * size, 3 * size]
+    assert {tuple(end.token_ids) for end in ends} == {tuple(await served.alone(token_ids, 6))}
 
 
 async def test_the_context_has_an_end(served: Served) -> None:

@@ -58,7 +58,7 @@ def test_a_finished_sequence_is_forgotten():
     engine = FakeEngine(EngineConfig("fake"))
     engine.submit(plan_rows(ScheduledSequence(0, 0, 2, True, []), new=(introduce(0, PROMPT),))).result(timeout=30)
     engine.submit(plan_rows(finished=(0,))).result(timeout=30)
-    assert not engine._prompts
+    assert not engine._known
     engine.close()
 
 
