@@ -25,11 +25,16 @@ def authenticator_of(connection: HTTPConnection) -> Authenticator:
 
 
 def presented_key(connection: HTTPConnection) -> str | None:
-    """The key of `Authorization: Bearer`, or of a WebSocket's subprotocol; None if there is none, or several."""
-    headers = connection.headers.getlist("authorization")
+    """The key of `Authorization: Bearer`, of `x-api-key` (Anthropic's clients), or of a WebSocket's subprotocol; None
+    if there is none, or several."""
+    headers, plain = (connection.headers.getlist(name) for name in ("authorization", "x-api-key"))
+    if len(headers) + len(plain) > 1:
+        return None
+    if plain:
+        return _text_of(plain[0])
     if headers:
         scheme, _, credentials = headers[0].partition(" ")
-        return _text_of(credentials) if scheme.lower() == "bearer" and len(headers) == 1 else None
+        return _text_of(credentials) if scheme.lower() == "bearer" else None
     offered = [name for name in connection.scope.get("subprotocols", ()) if name.startswith(SUBPROTOCOL_PREFIX)]
     return offered[0].removeprefix(SUBPROTOCOL_PREFIX) if len(offered) == 1 else None
 

@@ -15,9 +15,10 @@ from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
 from server.access import authenticate_route
+from server.dialect import MESSAGE_HEADERS, MessageHeaders, reads_messages
 from server.errors import APIError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
 from server.refusals import log_refusal
-from server.request_id import RequestIdMiddleware
+from server.request_id import RequestIdMiddleware, request_id_of
 from server.routes import (
     admin,
     admin_models,
@@ -27,6 +28,7 @@ from server.routes import (
     embeddings,
     files,
     health,
+    messages,
     models,
     moderations,
     tokenize,
@@ -34,10 +36,12 @@ from server.routes import (
 )
 from server.services import Services
 from server.websocket import refuse
+from server.wire import message_errors
 
 ROUTERS = (
     chat.router,
     completions.router,
+    messages.router,
     embeddings.router,
     moderations.router,
     tokenize.router,
@@ -49,16 +53,18 @@ ROUTERS = (
     admin_plans.router,
     admin_models.router,
 )
-EXPOSED_HEADERS = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"] + [
-    f"x-ratelimit-{kind}-{unit}" for kind in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
-]
+EXPOSED_HEADERS = (
+    ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"]
+    + [f"x-ratelimit-{kind}-{unit}" for kind in ("limit", "remaining", "reset") for unit in ("requests", "tokens")]
+    + MESSAGE_HEADERS
+)
 
 
 def create_app(services: Services) -> ASGIApp:
-    """The stack, from the outside in: request ids, CORS, error envelopes, authentication, routes."""
+    """The stack, from the outside in: ids, Anthropic's headers, CORS, error envelopes, authentication, routes."""
     origins = services.settings.server.cors_origins
     app = _routes(services)
-    return RequestIdMiddleware(_allow_origins(app, origins) if origins else app)
+    return RequestIdMiddleware(MessageHeaders(_allow_origins(app, origins) if origins else app))
 
 
 def _routes(services: Services) -> FastAPI:
@@ -92,6 +98,9 @@ def _allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
 
 def _answer(connection: HTTPConnection, error: APIError) -> JSONResponse:
     log_refusal(connection, error)
+    if reads_messages(connection.scope):
+        body = message_errors.envelope(error, request_id_of(connection))
+        return JSONResponse(body, message_errors.status_of(error), error.headers)
     return JSONResponse(error.envelope(), error.status, error.headers)
 
 

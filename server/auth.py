@@ -243,8 +243,8 @@ def _judge(credential: Credential | None, digest: bytes) -> Principal | None:
 
 def missing_key() -> AuthenticationFailed:
     return AuthenticationFailed(
-        "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth"
-        " (i.e. Authorization: Bearer YOUR_KEY).",
+        "You didn't provide an API key. You need to provide your API key in one header: Authorization, using Bearer"
+        " auth (i.e. Authorization: Bearer YOUR_KEY), or x-api-key.",
         headers={"www-authenticate": "Bearer"},
     )
 

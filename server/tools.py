@@ -28,7 +28,7 @@ from server.wire.tools import (
 
 ANY_OBJECT = '{"type": "object"}'
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-_SWITCHES = ("enable_thinking", "thinking")
+SWITCHES = ("enable_thinking", "thinking")  # variables by which templates are told whether to reason
 
 
 @dataclass(slots=True, frozen=True)
@@ -197,7 +197,7 @@ def _effort(effort: str, variables: frozenset[str]) -> dict[str, Any]:
         raise InvalidRequest(message, param="reasoning_effort")
     if "reasoning_effort" in variables and effort != "none":
         return {"reasoning_effort": effort}
-    switches = {name: False for name in _SWITCHES if name in variables}
+    switches = {name: False for name in SWITCHES if name in variables}
     if effort == "none" and (switches or "reasoning_effort" not in variables):
         return switches
     raise UnsupportedParameter(

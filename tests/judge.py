@@ -21,6 +21,7 @@ from tests.tap import Answered
 
 SCHEMAS = json.loads((Path(__file__).parent / "data" / "openai" / "schemas.json").read_text(encoding="utf-8"))
 DONE = "[DONE]"
+PING = {"type": "ping"}  # of Anthropic's streams; its SDK has no type for it
 UNREAD = ("HEAD", "OPTIONS")  # no body; a refused preflight, whose body no browser shows to anybody
 CLIENT_LEFT = 499
 
@@ -68,7 +69,7 @@ def _refusal(answered: Answered) -> Iterator[str]:
         return
     if not answered.content_type.startswith("application/json"):
         yield f"an error as {answered.content_type!r}"
-    elif answered.path.startswith("/v1/messages"):
+    elif answered.path.startswith("/v1/messages") or answered.is_to_anthropic:
         yield from _anthropic_error(answered.body)
     else:
         yield from error_envelope(answered.body)
@@ -124,6 +125,8 @@ def _part(route: Route, text: str) -> Iterator[str]:
         yield from error_envelope(text, beside=frozenset({"request_id"}))
     elif body.get("type") == "error" and "error" in body:
         return  # of a WebSocket, or Anthropic's
+    elif body == PING:
+        return
     elif route.event is None:
         yield "an event where there is none"
     else:

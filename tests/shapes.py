@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
+from anthropic.pagination import SyncPage as MessagesPage
+from anthropic.types import Message, MessageTokensCount, ModelInfo, RawMessageStreamEvent
 from openai.pagination import SyncCursorPage, SyncPage
 from openai.types import (
     Batch,
@@ -56,7 +57,7 @@ ROUTES = (
     _route("POST /v1/embeddings", Shape("CreateEmbeddingResponse", CreateEmbeddingResponse)),
     _route("POST /v1/moderations", Shape("CreateModerationResponse", ModerationCreateResponse)),
     _route("GET /v1/models", Shape("ListModelsResponse", SyncPage[Model])),
-    _route("GET /v1/models/.+", Shape("Model", Model)),
+    _route("GET /v1/models/.+(?<! of Anthropic)", Shape("Model", Model)),
     _route("POST /v1/responses", RESPONSE, RESPONSE_EVENT),
     _route("WS /v1/responses", None, RESPONSE_EVENT),
     _route("POST /v1/responses/input_tokens", Shape("TokenCountsResource", InputTokenCountResponse)),
@@ -74,9 +75,12 @@ ROUTES = (
     _route("POST /v1/batches/[^/]+/cancel", Shape("Batch", Batch)),
     _route("POST /v1/messages", Shape("", Message), Shape("", RawMessageStreamEvent)),
     _route("POST /v1/messages/count_tokens", Shape("", MessageTokensCount)),
+    _route("GET /v1/models of Anthropic", Shape("", MessagesPage[ModelInfo])),
+    _route("GET /v1/models/.+ of Anthropic", Shape("", ModelInfo)),
 )
 
 
 def route_of(answered: Answered) -> Route | None:
-    request = f"{answered.method} {answered.path}"
+    client = " of Anthropic" if answered.is_to_anthropic and answered.path.startswith("/v1/models") else ""
+    request = f"{answered.method} {answered.path}{client}"
     return next((route for route in ROUTES if route.request.fullmatch(request)), None)

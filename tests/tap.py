@@ -28,6 +28,7 @@ class Answered:
     content_type: str
     body: str
     is_whole: bool  # not cut short, by whomever
+    is_to_anthropic: bool = False  # to a client of Anthropic's
 
 
 class Tap:
@@ -69,7 +70,10 @@ class Tap:
             if start and len(body) < MAX_BODY:
                 headers = {name.decode().lower(): value.decode("latin-1") for name, value in start["headers"]}
                 kind, text = headers.get("content-type", ""), body.decode("utf-8", "replace")
-                self._write(Answered(scope["method"], scope["path"], start["status"], kind, text, is_whole))
+                is_to_anthropic = any(name == b"anthropic-version" for name, _ in scope["headers"])
+                self._write(
+                    Answered(scope["method"], scope["path"], start["status"], kind, text, is_whole, is_to_anthropic)
+                )
 
     def _write(self, answered: Answered) -> None:
         self._file.write(json.dumps(asdict(answered)) + "\n")

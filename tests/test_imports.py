@@ -35,6 +35,7 @@ HOMES = {
     "grpc": ("engines/triton/",),
     "triton_python_backend_utils": ("batching/triton_model.py",),
     "openai": (),
+    "anthropic": (),
     "pydantic": ("server/",),
 }
 SCHEDULING = ("queue", "buckets", "scheduler", "text_scheduler", "blocks", "sequence", "stats")

@@ -49,9 +49,15 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 
 
 class RequestModel(BaseModel):
-    """A part of a request's body. Strict about types as OpenAI is: no "1" for 1, no true for 1, no NaN."""
+    """A part of a request's body. Strict about types as OpenAI is: no "1" for 1, no true for 1, no NaN.
+
+    What becomes of its fields: `NEUTRAL` are those that are refused, with the values that are not (`refuse_unsupported`
+    does it), `NO_EFFECT` those that can't change the answer and are used for nothing. All others are honoured.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset()
 
 
 class StreamOptions(RequestModel):
@@ -59,10 +65,10 @@ class StreamOptions(RequestModel):
     include_obfuscation: bool | None = None
 
 
-def refuse_unsupported(request: BaseModel) -> None:
+def refuse_unsupported(request: RequestModel) -> None:
     """Raise UnsupportedParameter for the first parameter that would change the answer and is not honoured."""
     given = request.model_fields_set
-    for name, neutral in NEUTRAL.items():
+    for name, neutral in request.NEUTRAL.items():
         if name in given and not _is_neutral(getattr(request, name), neutral):
             raise UnsupportedParameter(name, _unsupported(name, neutral))
 

@@ -87,6 +87,7 @@ account_bytes = 4000000
 """
 
 MakeKey = Callable[..., str]
+MESSAGE_ERRORS = {401: "authentication_error", 403: "permission_error"}
 
 
 @pytest.fixture(scope="session")
@@ -150,13 +151,17 @@ def chat_body(prompt: str = "hello", **fields: object) -> dict[str, Any]:
 
 
 def check_error(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
-    """The envelope and nothing but it; returns what is in it."""
+    """The envelope and nothing but it; returns what is in it. Anthropic's has no codes."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-request-id"].startswith("req-")
     body = answer.json()
-    assert body.keys() == {"error"}
     error: dict[str, Any] = body["error"]
+    if answer.request.url.path.startswith("/v1/messages"):
+        assert (body.keys(), error.keys()) == ({"type", "error", "request_id"}, {"type", "message"})
+        assert error["type"] == MESSAGE_ERRORS[status]
+        return error
+    assert body.keys() == {"error"}
     assert error.keys() == {"message", "type", "param", "code"}
     assert isinstance(error["message"], str)
     assert error["message"]
