@@ -8,7 +8,7 @@ SBIN := :/usr/sbin
 # A file that a failed line left behind would pass for a made one.
 .DELETE_ON_ERROR:
 
-.PHONY: setup serve test test-servers test-triton lint format bench bench-triton soak train clean
+.PHONY: setup serve test test-servers test-triton lint format docs bench bench-triton soak train clean
 
 setup: .venv/.installed
 
@@ -65,6 +65,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What becomes of every field of every request, from the code.
+docs: setup
+	$(BIN)/python -m docs.compatibility
 
 # The bundled model under a chat-like load, on a server of its own.
 bench: setup

@@ -48,17 +48,23 @@ def _text_of(header: str) -> str:
         return header
 
 
+def key_for(path: str) -> KeyKind | None:
+    """What opens an exact path; None for those that are open."""
+    if path in OPEN_PATHS:
+        return None
+    return KeyKind.ADMIN if path == "/metrics" or path.startswith("/admin/") else KeyKind.API
+
+
 async def authenticate_route(connection: HTTPConnection) -> Principal | None:
     """The application's default: deny. Decides by the exact path, before the route does anything.
 
     None for the open paths; /metrics and /admin need an admin key, everything else an API key.
     """
-    path = connection.scope["path"]
-    if path in OPEN_PATHS:
+    needed = key_for(connection.scope["path"])
+    if needed is None:
         return None
     principal = await authenticator_of(connection).authenticate(presented_key(connection))
     connection.scope.setdefault("state", {})[_STATE_KEY] = principal
-    needed = KeyKind.ADMIN if path == "/metrics" or path.startswith("/admin/") else KeyKind.API
     if principal.kind is not needed:
         raise PermissionDenied(_WRONG_KIND[needed])
     return principal

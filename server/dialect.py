@@ -10,9 +10,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.errors import UnsupportedParameter
 from server.request_id import request_id_of
 from server.store.records import utc_now
 
+# The SDK's parameters that travel as headers. There are neither workspaces nor profiles here.
+UNSUPPORTED_HEADERS = ("anthropic-workspace-id", "anthropic-user-profile-id")
 _UNITS = ("requests", "tokens")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 REQUEST_ID = "request-id"
@@ -29,6 +32,13 @@ def reads_messages(scope: Scope) -> bool:
     if _is_in(path, "/v1/messages"):
         return True
     return _is_in(path, "/v1/models") and "anthropic-version" in Headers(scope=scope)
+
+
+def refuse_headers(connection: HTTPConnection) -> None:
+    """Raises UnsupportedParameter."""
+    for name in UNSUPPORTED_HEADERS:
+        if name in connection.headers:
+            raise UnsupportedParameter(name, f"Unsupported header: '{name}'.")
 
 
 def _is_in(path: str, folder: str) -> bool:

@@ -19,6 +19,7 @@ from server.store.keys import KeySpec
 from server.store.records import Account, Key, KeyKind, utc_now
 from server.wire import admin as wire
 from server.wire.body import read_query
+from server.wire.takes import takes
 from server.wire.usage import Page, page
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ router = admin_router()
 
 
 @router.post("/accounts")
+@takes(wire.CreateAccount)
 async def create_account(request: Request, services: Services, admin: Admin) -> wire.AccountView:
     body = await read(request, wire.CreateAccount, services)
     await _check_plan(services, body.plan)
@@ -40,6 +42,7 @@ async def create_account(request: Request, services: Services, admin: Admin) -> 
 
 
 @router.get("/accounts")
+@takes(wire.PageQuery)
 async def list_accounts(request: Request, services: Services) -> Page[wire.AccountView]:
     query = read_query(request, wire.PageQuery)
     accounts = await services.store.accounts.list(query.limit + 1, query.after)
@@ -52,6 +55,7 @@ async def get_account(account: str, services: Services) -> wire.AccountView:
 
 
 @router.patch("/accounts/{account}")
+@takes(wire.ChangeAccount)
 async def change_account(account: str, request: Request, services: Services, admin: Admin) -> wire.AccountView:
     """Takes effect here at once, on other gateways when their cached answers are old."""
     body = await read(request, wire.ChangeAccount, services)
@@ -70,6 +74,7 @@ async def change_account(account: str, request: Request, services: Services, adm
 
 
 @router.post("/keys")
+@takes(wire.CreateKey)
 async def create_key(request: Request, services: Services, admin: Admin) -> wire.NewKeyView:
     """The only answer that holds a key's text."""
     body = await read(request, wire.CreateKey, services)
@@ -80,6 +85,7 @@ async def create_key(request: Request, services: Services, admin: Admin) -> wire
 
 
 @router.get("/keys")
+@takes(wire.KeysQuery)
 async def list_keys(request: Request, services: Services) -> Page[wire.KeyView]:
     query = read_query(request, wire.KeysQuery)
     account_id = (await find_account(services, query.account)).id if query.account else None
@@ -94,6 +100,7 @@ async def get_key(key_id: str, services: Services) -> wire.KeyView:
 
 @router.delete("/keys/{key_id}")
 @router.post("/keys/{key_id}/revoke")
+@takes(None)
 async def revoke_key(key_id: str, services: Services, admin: Admin) -> wire.KeyView:
     """For good. Holds here at once, on other gateways when their cached answers are old (3 s)."""
     key = _found(await services.store.keys.revoke(key_id, by=admin.key_id))
@@ -103,6 +110,7 @@ async def revoke_key(key_id: str, services: Services, admin: Admin) -> wire.KeyV
 
 
 @router.get("/usage")
+@takes(wire.UsageQuery)
 async def usage(request: Request, services: Services) -> Page[wire.UsageView]:
     """Up to half a second behind: usage is written in batches."""
     query = read_query(request, wire.UsageQuery)

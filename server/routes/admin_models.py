@@ -19,6 +19,7 @@ from server.routes.admin_common import Admin, admin_router
 from server.routes.common import HasSettings
 from server.wire import admin_models as wire
 from server.wire.body import parse_json, read_body
+from server.wire.takes import takes
 from server.wire.usage import Page
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ async def get_model(deployment: str, services: Services, admin: Admin) -> wire.M
 
 
 @router.post("/models/{deployment:path}/load")
+@takes(wire.Nothing)
 async def load_model(deployment: str, request: Request, services: Services, admin: Admin) -> wire.ModelView:
     """Returns when it serves, on every gateway; at once where it does. Who leaves before stops nothing."""
     found = _find(services, deployment, admin)
@@ -66,6 +68,7 @@ async def load_model(deployment: str, request: Request, services: Services, admi
 
 
 @router.post("/models/{deployment:path}/unload")
+@takes(wire.Unload)
 async def unload_model(deployment: str, request: Request, services: Services, admin: Admin) -> wire.ModelView:
     """New requests are refused from now on, on every gateway. Returns when its workers have ended, which waits for
     the requests that run; at once where they have. Who leaves before stops nothing."""

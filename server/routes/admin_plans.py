@@ -15,6 +15,7 @@ from server.routes.common import read
 from server.standings import account_standings
 from server.store.records import Account
 from server.wire import admin_plans as wire
+from server.wire.takes import takes
 from server.wire.usage import Page, StandingView
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ async def get_plan(name: str, services: Services) -> wire.PlanView:
 
 
 @router.put("/plans/{name}")
+@takes(wire.PlanTables)
 async def put_plan(name: str, request: Request, services: Services, admin: Admin) -> wire.PlanView:
     """Make a plan, or replace it as a whole. Holds here at once, on other gateways within 5 seconds."""
     wire.check_plan_name(name)
@@ -68,6 +70,7 @@ async def get_limits(account: str, services: Services) -> wire.LimitsView:
 
 
 @router.put("/accounts/{account}/limits")
+@takes(wire.PlanTables)
 async def put_limits(account: str, request: Request, services: Services, admin: Admin) -> wire.LimitsView:
     """Set the account's overrides as a whole. Holds here at once, on other gateways within 5 seconds."""
     body = await read(request, wire.PlanTables, services)

@@ -11,13 +11,15 @@ from starlette.websockets import WebSocket
 
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read, respond
 from server.websocket import ChatSocket
-from server.wire.chat import ChatCompletionRequest
+from server.wire.chat import ChatCompletionFrame, ChatCompletionRequest
 from server.wire.chat_answer import chat_completion, chunk_encoder
+from server.wire.takes import takes
 
 router = APIRouter()
 
 
 @router.post("/v1/chat/completions")
+@takes(ChatCompletionRequest)
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, ChatCompletionRequest, services)
@@ -28,5 +30,6 @@ async def create(request: Request, caller: CurrentCaller, services: CurrentServi
 
 
 @router.websocket("/v1/chat/completions")
+@takes(ChatCompletionFrame)
 async def converse(websocket: WebSocket, services: CurrentServices) -> None:
     await ChatSocket(websocket, services).serve()

@@ -8,11 +8,13 @@ from starlette.responses import Response
 
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read, respond
 from server.wire.completions import CompletionChunkEncoder, CompletionRequest, completion
+from server.wire.takes import takes
 
 router = APIRouter()
 
 
 @router.post("/v1/completions")
+@takes(CompletionRequest)
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, CompletionRequest, services)

@@ -13,11 +13,13 @@ from server.vectors import Shape, scores, vectors_of
 from server.wire.common import ResponseHead
 from server.wire.embeddings import EmbeddingRequest, embedding_list
 from server.wire.rerank import RerankRequest, ScoreRequest, rerank_answer, score_list
+from server.wire.takes import takes
 
 router = APIRouter()
 
 
 @router.post("/v1/embeddings")
+@takes(EmbeddingRequest)
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, EmbeddingRequest, services)
@@ -33,6 +35,7 @@ async def create(request: Request, caller: CurrentCaller, services: CurrentServi
 @router.post("/rerank")
 @router.post("/v1/rerank")
 @router.post("/v2/rerank")
+@takes(RerankRequest)
 async def rerank(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, RerankRequest, services)
@@ -47,6 +50,7 @@ async def rerank(request: Request, caller: CurrentCaller, services: CurrentServi
 
 @router.post("/score")
 @router.post("/v1/score")
+@takes(ScoreRequest)
 async def score(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, ScoreRequest, services)

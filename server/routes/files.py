@@ -16,12 +16,14 @@ from server.routes.common import CurrentPrincipal, CurrentServices, store_is_the
 from server.services import Services
 from server.store.records import StoredFile
 from server.wire.body import read_query
-from server.wire.files import FileDeleted, FilesQuery, cursor_page, file_object
+from server.wire.files import FileDeleted, FileForm, FilesQuery, cursor_page, file_object
+from server.wire.takes import takes
 
 router = APIRouter(prefix="/v1/files", dependencies=[Depends(store_is_there)])
 
 
 @router.post("")
+@takes(FileForm, "file")
 async def create(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     settings = services.settings
     file = await uploads.receive(
@@ -31,6 +33,7 @@ async def create(request: Request, principal: CurrentPrincipal, services: Curren
 
 
 @router.get("")
+@takes(FilesQuery)
 async def list_files(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     query = read_query(request, FilesQuery)
     files = await services.store.files.list(

@@ -8,24 +8,23 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.errors import UnsupportedParameter
+from server.dialect import refuse_headers
 from server.message_events import MessageEvents
 from server.messages import as_chat
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read, stream
 from server.streaming import WholeAnswer
 from server.wire.message_answer import message, token_count
 from server.wire.messages import CountTokensRequest, MessagesRequest
-
-# The SDK's parameters that travel as headers. There are neither workspaces nor profiles here.
-UNSUPPORTED_HEADERS = ("anthropic-workspace-id", "anthropic-user-profile-id")
+from server.wire.takes import takes
 
 router = APIRouter()
 
 
 @router.post("/v1/messages")
+@takes(MessagesRequest)
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
-        _check_headers(request)
+        refuse_headers(request)
         body = await read(request, MessagesRequest, services)
         chat = as_chat(body, services.router.resolve(body.model, caller.principal))
         generation = await services.pipeline.chat(caller, chat, "messages", "msg")
@@ -35,18 +34,13 @@ async def create(request: Request, caller: CurrentCaller, services: CurrentServi
 
 
 @router.post("/v1/messages/count_tokens")
+@takes(CountTokensRequest)
 async def count_tokens(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     """No model runs and nothing is charged."""
     async with limit_headers_on_errors(caller.principal, services):
-        _check_headers(request)
+        refuse_headers(request)
         body = await read(request, CountTokensRequest, services)
         chat = as_chat(body, services.router.resolve(body.model, caller.principal))
         count = await services.pipeline.count_tokens(caller, chat)
     headers = await services.entitlement.headers(caller.principal)
     return Response(token_count(count), headers=headers, media_type="application/json")
-
-
-def _check_headers(request: Request) -> None:
-    for name in UNSUPPORTED_HEADERS:
-        if name in request.headers:
-            raise UnsupportedParameter(name, f"Unsupported header: '{name}'.")

@@ -8,21 +8,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.auth import Principal
-from server.dialect import reads_messages
+from server.dialect import reads_messages, refuse_headers
 from server.registry import Deployment
 from server.routes.common import CurrentPrincipal, CurrentServices, limit_headers_on_errors
 from server.services import Services
 from server.wire.body import read_query
 from server.wire.message_models import ModelInfo, ModelsQuery, model_info, model_page
 from server.wire.models import Model, model_list
+from server.wire.takes import takes
 
 router = APIRouter()
 
 
 @router.get("/v1/models")
+@takes(ModelsQuery)
 async def list_models(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     visible = services.router.visible(principal)
     if reads_messages(request.scope):
+        refuse_headers(request)
         page = model_page([_info(*named) for named in visible], read_query(request, ModelsQuery))
         return await _json(page, principal, services)
     answer = model_list(Model(id=name, created=deployment.created) for name, deployment in visible)
@@ -37,6 +40,7 @@ async def retrieve_model(
     async with limit_headers_on_errors(principal, services):
         deployment = services.router.resolve(model, principal)
     if reads_messages(request.scope):
+        refuse_headers(request)
         return await _json(_info(model, deployment), principal, services)
     return await _json(Model(id=model, created=deployment.created), principal, services)
 

@@ -11,11 +11,13 @@ from server.off_loop import off_loop_if
 from server.pipeline import LONG_TEXT
 from server.routes.common import CurrentPrincipal, CurrentServices, limit_headers_on_errors, read
 from server.wire.moderations import ModerationRequest, moderation_answer
+from server.wire.takes import takes
 
 router = APIRouter()
 
 
 @router.post("/v1/moderations")
+@takes(ModerationRequest)
 async def create(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(principal, services):
         body = await read(request, ModerationRequest, services)

@@ -17,6 +17,7 @@ from server.routes.common import CurrentPrincipal, CurrentServices, limit_header
 from server.services import Services
 from server.text.prompt import strings_in
 from server.wire.prompts import check_token_prompt
+from server.wire.takes import takes
 from server.wire.tokenize import DetokenizeRequest, TokenizeRequest, detokenize_answer, tokenize_answer
 
 router = APIRouter()
@@ -24,6 +25,7 @@ router = APIRouter()
 
 @router.post("/tokenize")
 @router.post("/v1/tokenize")
+@takes(TokenizeRequest)
 async def tokenize(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(principal, services):
         body = await read(request, TokenizeRequest, services)
@@ -45,6 +47,7 @@ def _tokenize(body: TokenizeRequest, messages: list[dict[str, object]], deployme
 
 @router.post("/detokenize")
 @router.post("/v1/detokenize")
+@takes(DetokenizeRequest)
 async def detokenize(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(principal, services):
         body = await read(request, DetokenizeRequest, services)

@@ -10,12 +10,14 @@ from starlette.responses import Response
 
 from server.routes.common import CurrentPrincipal, CurrentServices, limit_headers_on_errors, store_is_there
 from server.wire.body import read_query
+from server.wire.takes import takes
 from server.wire.usage import AccountUsage, AccountUsageQuery, StandingView, UsageGroup
 
 router = APIRouter(dependencies=[Depends(store_is_there)])
 
 
 @router.get("/v1/usage")
+@takes(AccountUsageQuery)
 async def usage(
     request: Request, response: Response, principal: CurrentPrincipal, services: CurrentServices
 ) -> AccountUsage:

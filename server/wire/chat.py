@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
@@ -23,6 +24,7 @@ from server.wire.sampling import GenerationFields, TokenCount
 from server.wire.tools import FunctionChoice, Functions, ResponseFormat, ToolChoice, Tools
 
 MAX_TEMPLATE_KWARGS = 32
+KNOWS_TOOLS = "the model's template knows tools"
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -35,6 +37,8 @@ class PromptCacheOptions(RequestModel):
 
 class ContentPart(RequestModel):
     """A part of a message that is text. `refusal` is an assistant's earlier words of refusal."""
+
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"prompt_cache_breakpoint"})
 
     type: Literal["text", "refusal"]
     text: str | None = None
@@ -86,6 +90,8 @@ def _as_parts(value: Any) -> Any:
 
 
 class Message(RequestModel):
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"annotations"})
+
     role: Role
     content: Annotated[
         Annotated[list[ContentPart], Field(min_length=1, fail_fast=True)] | None, BeforeValidator(_as_parts)
@@ -171,10 +177,23 @@ Messages = Annotated[
 class ChatCompletionRequest(GenerationFields):
     PROMPT_PARAM: ClassVar[str] = "messages"
     PROMPT_NOUN: ClassVar[str] = "messages"
+    NO_EFFECT: ClassVar[frozenset[str]] = GenerationFields.NO_EFFECT | {
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        "service_tier",
+    }
+    WHERE: ClassVar[Mapping[str, str]] = {
+        "response_format": "the model's engine can hold an answer to a grammar",
+        "tools": KNOWS_TOOLS,
+        "functions": KNOWS_TOOLS,
+        "reasoning_effort": "the model's template has it",
+        "chat_template_kwargs": "the model's template has such variables",
+    }
 
     messages: Messages
     max_completion_tokens: TokenCount | None = None
-    # They can't change the answer: accepted, used for nothing.
     safety_identifier: Annotated[str, StringConstraints(max_length=128)] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None

@@ -52,15 +52,19 @@ class RequestModel(BaseModel):
     """A part of a request's body. Strict about types as OpenAI is: no "1" for 1, no true for 1, no NaN.
 
     What becomes of its fields: `NEUTRAL` are those that are refused, with the values that are not (`refuse_unsupported`
-    does it), `NO_EFFECT` those that can't change the answer and are used for nothing. All others are honoured.
+    does it), `NO_EFFECT` those that can't change the answer and are used for nothing. All others are honoured, those in
+    `WHERE` under that condition; elsewhere they are refused. docs/compatibility.md is made of this.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
     NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL
     NO_EFFECT: ClassVar[frozenset[str]] = frozenset()
+    WHERE: ClassVar[Mapping[str, str]] = {}
 
 
 class StreamOptions(RequestModel):
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {"include_obfuscation": (False,)}
+
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 

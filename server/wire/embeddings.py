@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -20,6 +20,9 @@ MAX_REQUEST_TOKENS = 300_000  # of all inputs together, as OpenAI
 
 
 class EmbeddingRequest(RequestModel):
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"user"})
+    WHERE: ClassVar[Mapping[str, str]] = {"dimensions": "the model is a Matryoshka one"}
+
     model: ModelName
     input: Annotated[list[Prompt], PlainValidator(prompts(MAX_INPUTS))]
     dimensions: Annotated[int, AfterValidator(at_least(1))] | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -18,6 +18,9 @@ class ModelsQuery(BaseModel):
     """A query string's values are text: not strict."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    WHERE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("limit", "after_id", "before_id"), "`anthropic-version` is sent, without which no query is read"
+    )
 
     limit: Annotated[int, Field(ge=1, le=1000)] = 20
     after_id: Cursor | None = None

@@ -9,9 +9,10 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.errors import InvalidRequest
+from server.wire.chat import KNOWS_TOOLS
 from server.wire.common import MAX_STOPS, RequestModel, at_least, at_most, refuse_unsupported, within
 from server.wire.message_blocks import CacheControl, InputMessages, Texts
-from server.wire.sampling import Fraction, ModelName, StopString, TokenCount
+from server.wire.sampling import ENGINE_HAS_IT, Fraction, ModelName, StopString, TokenCount
 from server.wire.tools import MAX_TOOLS, Schema
 
 MIN_THINKING = 1024  # as Anthropic
@@ -117,6 +118,11 @@ class PromptFields(RequestModel):
         "inference_geo": (),
         "diagnostics": (),
     }
+    WHERE: ClassVar[Mapping[str, str]] = {
+        "tools": KNOWS_TOOLS,
+        "thinking": "the model's template has a switch for it, or the model does so anyway",
+        "output_config": "the model's engine can hold an answer to a grammar; for `effort`, where its template has it",
+    }
 
     model: ModelName
     messages: InputMessages
@@ -141,6 +147,10 @@ class CountTokensRequest(PromptFields):
 
 class MessagesRequest(PromptFields):
     NO_EFFECT: ClassVar[frozenset[str]] = PromptFields.NO_EFFECT | {"metadata", "service_tier"}
+    WHERE: ClassVar[Mapping[str, str]] = {
+        **PromptFields.WHERE,
+        **dict.fromkeys(("temperature", "top_p", "top_k"), ENGINE_HAS_IT),
+    }
 
     max_tokens: TokenCount
     stop_sequences: Annotated[list[StopString], Field(fail_fast=True), at_most(MAX_STOPS)] | None = None

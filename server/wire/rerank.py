@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -50,6 +50,8 @@ Document = Annotated[str, BeforeValidator(_text_of)]
 
 
 class RerankRequest(RequestModel):
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"user"})
+
     model: ModelName
     query: str
     documents: Annotated[list[Document], Field(min_length=1, fail_fast=True), at_most(MAX_INPUTS - 1)]
@@ -70,6 +72,8 @@ Texts = Annotated[list[str], Field(min_length=1, fail_fast=True), at_most(MAX_IN
 
 
 class ScoreRequest(RequestModel):
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"user"})
+
     model: ModelName
     text_1: Texts
     text_2: Texts

@@ -27,6 +27,8 @@ from server.wire.common import (
     within,
 )
 
+ENGINE_HAS_IT = "the model's engine has it"
+
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Penalty = Annotated[float, AfterValidator(within(-2, 2))]
 Fraction = Annotated[float, AfterValidator(within(0, 1))]
@@ -47,6 +49,7 @@ class GenerationFields(RequestModel):
 
     PROMPT_PARAM: ClassVar[str]  # the field that a too long prompt is blamed on
     PROMPT_NOUN: ClassVar[str]
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"user", "metadata"})
 
     model: ModelName
     max_tokens: TokenCount | None = None
@@ -178,7 +181,7 @@ class ModelLimits:
 
 
 # What asks for nothing, where an engine has no such parameter.
-_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+ENGINE_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "min_tokens": (0,),
     "ignore_eos": (False,),
     "temperature": (),
@@ -224,7 +227,7 @@ def resolve(request: GenerationFields, prompt_tokens: int, limits: ModelLimits) 
 
 
 def _check_carried(request: GenerationFields, limits: ModelLimits) -> None:
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in ENGINE_NEUTRAL.items():
         value = getattr(request, name)
         if limits.sampling is not None and name not in limits.sampling and value is not None and value not in neutral:
             raise UnsupportedParameter(name, f"Unsupported parameter: the engine of this model has no '{name}'.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from pydantic import PlainValidator, model_validator
@@ -11,21 +11,24 @@ from pydantic_core import PydanticCustomError
 
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.wire.chat import Messages
-from server.wire.common import RequestModel, encode
+from server.wire.common import RequestModel, encode, refuse_unsupported
 from server.wire.prompts import is_tokens
 from server.wire.sampling import ModelName
-
-# As in `wire.common.NEUTRAL`: what would change the answer and is not honoured, with the values that leave it as it is.
-_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "continue_final_message": (False,),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "tools": ([],),
-}
 
 
 class TokenizeRequest(RequestModel):
     """A text, or messages as a chat completion has them."""
+
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "continue_final_message": (False,),
+        "chat_template": (),
+        "chat_template_kwargs": ({},),
+        "tools": ([],),
+    }
+    WHERE: ClassVar[Mapping[str, str]] = {
+        "add_special_tokens": "`prompt` is given",
+        "add_generation_prompt": "`messages` are given",
+    }
 
     model: ModelName
     prompt: str | None = None
@@ -42,10 +45,7 @@ class TokenizeRequest(RequestModel):
     def _check_together(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequest("Expected either 'prompt' or 'messages'.", param="prompt")
-        for name, neutral in _NEUTRAL.items():
-            value = getattr(self, name)
-            if value is not None and not any(type(value) is type(other) and value == other for other in neutral):
-                raise UnsupportedParameter(name)
+        refuse_unsupported(self)
         if self.messages is not None and self.add_special_tokens:
             message = "Unsupported parameter: 'add_special_tokens'. The chat template adds those of 'messages'."
             raise UnsupportedParameter("add_special_tokens", message)

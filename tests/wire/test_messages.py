@@ -103,6 +103,8 @@ def test_models(sdk: anthropic.Anthropic) -> None:
     assert (one.id, one.display_name, one.lifecycle) == ("gpt-4", "echo@1", "active")
     with pytest.raises(anthropic.BadRequestError, match="after_id"):
         sdk.models.list(after_id="nothing")
+    with pytest.raises(anthropic.BadRequestError, match="anthropic-workspace-id"):
+        sdk.models.list(workspace_id="w")
     with pytest.raises(anthropic.NotFoundError):
         sdk.models.retrieve("nothing")
 

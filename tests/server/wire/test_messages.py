@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
 
+from server.dialect import UNSUPPORTED_HEADERS
 from server.errors import APIError
-from server.routes.messages import UNSUPPORTED_HEADERS
 from server.wire.body import parse_json
 from server.wire.common import MAX_PARTS
 from server.wire.messages import CountTokensRequest, MessagesRequest
