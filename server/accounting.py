@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import groupby
 
 from starlette.websockets import WebSocketDisconnect
 
@@ -19,11 +20,31 @@ from server.store.records import UsageRecord
 def usage_of(choices: Sequence[Choice]) -> Usage:
     """Of all of them so far."""
     return Usage(
-        prompt_tokens=sum(choice.num_prompt for choice in choices),
-        cached_tokens=sum(choice.num_cached for choice in choices),
+        prompt_tokens=sum(max(c.num_prompt for c in each) for each in by_prompt(choices)),
+        cached_tokens=_num_cached(choices),
         completion_tokens=sum(choice.num_output for choice in choices),
         reasoning_tokens=sum(choice.stream.num_reasoning_tokens for choice in choices),
     )
+
+
+def by_prompt(choices: Sequence[Choice]) -> list[list[Choice]]:
+    """Several answers to one prompt share what it costs."""
+    return [list(each) for _, each in groupby(choices, key=lambda choice: choice.prompt_number)]
+
+
+def _num_cached(choices: Sequence[Choice]) -> int:
+    """What the first of a prompt's answers found; that the others found what it had computed is our business."""
+    return sum(min((c.num_cached for c in each if c.has_output), default=0) for each in by_prompt(choices))
+
+
+def _num_computed(choices: Sequence[Choice]) -> int:
+    """Of the prompts."""
+    return sum(max(choice.num_computed for choice in each) for each in by_prompt(choices))
+
+
+def num_charged(choices: Sequence[Choice]) -> int:
+    """Tokens, for what was computed."""
+    return _num_computed(choices) + sum(choice.num_output for choice in choices)
 
 
 def outcome_of(choices: Sequence[Choice], error: BaseException | None) -> str:
@@ -51,8 +72,8 @@ def usage_record(
         version=job.deployment.version,
         endpoint=caller.endpoint,
         features=job.features,
-        prompt_tokens=sum(choice.num_computed for choice in choices),
-        cached_tokens=sum(choice.num_cached for choice in choices),
+        prompt_tokens=_num_computed(choices),
+        cached_tokens=_num_cached(choices),
         completion_tokens=sum(choice.num_output for choice in choices),
         started_at=admitted_at,
         queue_ms=_milliseconds(choices[0].queue_seconds if choices else None),

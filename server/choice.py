@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from engines.types import FinishReason, OutputDelta
+from engines.types import FinishReason, OutputDelta, SamplingParams
 from server.job import PreparedPrompt
 from server.text.answer import AnswerPiece, AnswerStream, CallPiece, joined
+from server.text.logprobs import ToldToken
 from server.wire.common import Answer, Call
 
 
@@ -27,10 +31,13 @@ class Piece:
     is_anew: bool = False
     vectors: dict[int, bytes] = field(default_factory=dict)
     stop: str | None = None
+    tokens: tuple[ToldToken, ...] | None = None  # None: nobody asked for them
+    mean_logprob: float | None = None  # of all tokens of a choice that ends here, where they are known
 
     @property
     def is_empty(self) -> bool:
-        return not (self.text or self.reasoning or self.calls or self.is_anew) and self.finish_reason is None
+        has_words = self.text or self.reasoning or self.calls or self.tokens
+        return not (has_words or self.is_anew) and self.finish_reason is None
 
 
 class WholeChoice:
@@ -42,15 +49,21 @@ class WholeChoice:
         self._reasoning: list[str] = []
         self._calls: dict[int, list[CallPiece]] = {}
         self._stop: str | None = None
+        self._tokens: list[ToldToken] | None = None
+        self._mean_logprob: float | None = None
 
     def add(self, piece: Piece) -> None:
         if piece.is_anew:
             for parts in (self._texts, self._reasoning, self._calls):
                 parts.clear()
+            self._tokens = None
         self._finish_reason = piece.finish_reason
         self._texts.append(piece.text)
         self._reasoning.append(piece.reasoning)
         self._stop = piece.stop
+        self._mean_logprob = piece.mean_logprob
+        if piece.tokens is not None:
+            self._tokens = [*(self._tokens or ()), *piece.tokens]
         for call in piece.calls:
             self._calls.setdefault(call.index, []).append(call)
 
@@ -61,8 +74,36 @@ class WholeChoice:
             Call(parts[0].id or "", parts[0].name or "", "".join(part.arguments for part in parts))
             for parts in self._calls.values()
         ]
-        reasoning = "".join(self._reasoning)
-        return Answer("".join(self._texts), self._finish_reason, reasoning, tuple(calls), self._stop)
+        return Answer(
+            "".join(self._texts),
+            self._finish_reason,
+            "".join(self._reasoning),
+            tuple(calls),
+            self._stop,
+            None if self._tokens is None else tuple(self._tokens),
+            self._mean_logprob,
+        )
+
+
+def likeliest(answers: Sequence[Answer], num_samples: int, num_wanted: int) -> list[Answer]:
+    """Of each prompt's `num_samples` answers those whose tokens are the likeliest on average, the likeliest first."""
+    if num_samples == num_wanted:
+        return list(answers)
+    found: list[Answer] = []
+    for first in range(0, len(answers), num_samples):
+        ranked = sorted(answers[first : first + num_samples], key=_mean_logprob, reverse=True)
+        found += ranked[:num_wanted]
+    return found
+
+
+def _mean_logprob(answer: Answer) -> float:
+    return -math.inf if answer.mean_logprob is None else answer.mean_logprob
+
+
+def seed_of_sample(seed: int, sample: int) -> int:
+    """Of several answers to a prompt the first is that of the seed itself; the others' seeds follow from it."""
+    digest = hashlib.blake2b(f"{seed} {sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # engines seed with 63 bits
 
 
 @dataclass(slots=True)
@@ -72,11 +113,14 @@ class Choice:
     index: int
     prompt: PreparedPrompt
     stream: AnswerStream
+    prompt_number: int = 0  # of its request
+    sample: int = 0  # among those of its prompt
     token_ids: array[int] = field(default_factory=lambda: array("i"))  # of the answer; none from an engine of text
     num_prompt: int = 0  # set with the first output, and so is what is cached of it
     num_output: int = 0
     num_cached: int = 0
     num_computed: int = 0  # of the prompt
+    logprob: float = 0.0  # of all tokens of the answer together, where the engine tells
     submitted_after: float = 0.0  # seconds from the request's arrival to its latest submission
     queue_seconds: float | None = None  # from the request's arrival to the first step of the engine that began it
     finish_reason: FinishReason | None = None
@@ -90,16 +134,30 @@ class Choice:
         """It ended, and not in an error."""
         return self.finish_reason not in (None, FinishReason.ERROR)
 
+    @property
+    def sampling(self) -> SamplingParams:
+        """As its next engine is to have them: with a seed of its own, and without what was told already."""
+        params = self.prompt.sampling
+        if self.sample and params.seed is not None:
+            params = replace(params, seed=seed_of_sample(params.seed, self.sample))
+        if self.has_output and params.prompt_logprobs is not None:
+            params = replace(params, prompt_logprobs=None)
+        return params
+
     def take(self, delta: OutputDelta) -> Piece:
         """An engine's error is no end yet, unless nothing was missing: the answer may go on elsewhere."""
+        opening = self._open(delta) if delta.has_output and not self.has_output else None
         self.count(delta)
-        piece = self._add(delta)
+        piece = self._add(delta) if opening is None else joined([opening, self._add(delta)])
         reason = delta.finish_reason if delta.error is None else self._end_without_engine()
         if reason is not None and not piece.stopped:
             piece = joined([piece, self.stream.finish()])
+        if self.prompt.only_prompt and reason is not None:
+            reason = FinishReason.LENGTH
         reason = FinishReason.STOP if piece.stopped else reason
         calls_end = reason is FinishReason.STOP and self.stream.num_calls > 0
         self.finish_reason = FinishReason.TOOL_CALLS if calls_end else reason
+        tokens = self.stream.tokens
         return Piece(
             self.index,
             piece.text,
@@ -108,7 +166,22 @@ class Choice:
             piece.calls,
             vectors=delta.vectors,
             stop=piece.stop,
+            tokens=None if tokens is None else tokens.take(),
+            mean_logprob=self.mean_logprob if self.is_done else None,
         )
+
+    @property
+    def mean_logprob(self) -> float | None:
+        tells = self.prompt.sampling.logprobs is not None
+        return self.logprob / self.num_output if tells and self.num_output else None
+
+    def _open(self, delta: OutputDelta) -> AnswerPiece | None:
+        """What stands before the answer."""
+        if (echo := self.prompt.echo) is None:
+            return None
+        if self.stream.tokens is not None:
+            self.stream.tokens.prompt(self.prompt.token_ids, delta.prompt_logprobs)
+        return self.stream.echo(echo)
 
     def _end_without_engine(self) -> FinishReason | None:
         """An engine may give its last token before it says that it was the last."""
@@ -120,6 +193,7 @@ class Choice:
         self.stream = self.prompt.new_stream()
         self.token_ids = array("i")
         self.num_prompt = self.num_output = self.num_cached = self.num_computed = 0
+        self.logprob = 0.0
 
     def count(self, delta: OutputDelta) -> None:
         """What the engine did is charged, whether somebody reads it or not. The prompt is charged once: an engine that
@@ -130,8 +204,10 @@ class Choice:
             self.num_prompt = self.num_computed = delta.prompt_tokens or len(self.prompt.token_ids)
         if delta.vectors:  # of some of the texts
             self.num_prompt = self.num_computed = delta.computed_tokens
-        self.num_output += self._num_tokens(delta)
-        self.token_ids.extend(delta.token_ids)
+        if not self.prompt.only_prompt:
+            self.num_output += self._num_tokens(delta)
+            self.token_ids.extend(delta.token_ids)
+            self.logprob += sum(told.logprob for told in delta.logprobs)
         # To an engine that goes on with an answer, the tokens before are part of the prompt.
         self.num_computed = max(self.num_computed, min(delta.computed_tokens, len(self.prompt.token_ids)))
 
@@ -141,13 +217,18 @@ class Choice:
         )
 
     def _add(self, delta: OutputDelta) -> AnswerPiece:
+        if self.prompt.only_prompt:
+            return AnswerPiece()
         if delta.text:
             return self.stream.add_text(delta.text, self._num_tokens(delta))
-        token_ids = delta.token_ids
-        if (
-            token_ids
-            and delta.finish_reason is FinishReason.STOP
-            and token_ids[-1] in self.prompt.sampling.stop_token_ids
-        ):
-            token_ids = token_ids[:-1]  # the stop token ends the text without being part of it
-        return self.stream.add(token_ids)
+        if not self._ends_in_stop_token(delta):
+            return self.stream.add(delta.token_ids, delta.logprobs)
+        piece = self.stream.add(delta.token_ids[:-1], delta.logprobs[:-1])
+        if self.stream.tokens is not None and not piece.stopped:
+            self.stream.tokens.add(delta.token_ids[-1], delta.logprobs[-1], is_text=False)
+        return piece
+
+    def _ends_in_stop_token(self, delta: OutputDelta) -> bool:
+        """It ends the text without being part of it."""
+        is_stop = bool(delta.token_ids) and delta.finish_reason is FinishReason.STOP
+        return is_stop and delta.token_ids[-1] in self.prompt.sampling.stop_token_ids

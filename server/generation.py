@@ -17,10 +17,10 @@ from typing import Self
 
 from batching.client import RESTART_HINT_MS
 from engines.types import FinishReason, OutputDelta, RequestError, Usage
-from server.accounting import outcome_of, usage_of, usage_record
+from server.accounting import num_charged, outcome_of, usage_of, usage_record
 from server.admission import Admission
 from server.auth import Principal
-from server.choice import Piece, WholeChoice
+from server.choice import Piece, WholeChoice, likeliest
 from server.entitlement import Entitlement
 from server.errors import APIError, DeadlineExceeded, Overloaded, from_engine
 from server.failover import RetryBudget
@@ -88,12 +88,13 @@ class Generation(ABC):
         """
 
     async def collect(self) -> list[Answer]:
-        """The whole answers, in the order of the prompts."""
-        wholes = [WholeChoice() for _ in self.job.prompts]
+        """The whole answers that are wanted, in the order of the prompts."""
+        job = self.job
+        wholes = [WholeChoice() for _ in range(job.num_choices)]
         while not self.is_done:
             for piece in await self.next():
                 wholes[piece.index].add(piece)
-        return [whole.answer() for whole in wholes]
+        return likeliest([whole.answer() for whole in wholes], job.num_samples, job.num_wanted)
 
 
 class Computation(Generation):
@@ -274,7 +275,7 @@ class Computation(Generation):
 
     async def _settle(self) -> None:
         """What was computed is charged; a request that the engine never began costs nothing at all."""
-        used = sum(choice.num_computed + choice.num_output for choice in self._work.choices)
+        used = num_charged(self._work.choices)
         await (self._admission.settle(used) if used else self._admission.release())
 
 

@@ -35,6 +35,8 @@ class PreparedPrompt:
     count_tokens: Callable[[str], int]  # of an answer whose engine gives text and no count
     text: str = ""  # the same prompt, for engines that take text
     texts: list[TextSpan] = field(default_factory=list)  # of which vectors are wanted: the prompt is all of them
+    echo: str | None = None  # what stands before each answer: the prompt
+    only_prompt: bool = False  # no answer is wanted, only what is told of the prompt: the one token of it is dropped
 
 
 @dataclass(slots=True, frozen=True)
@@ -51,8 +53,15 @@ class Job:
     include_usage: bool
     grammar_param: str | None = None  # the parameter that a grammar was made of
     is_legacy: bool = False  # functions instead of tools
+    num_samples: int = 1  # answers that are computed to each prompt
+    num_wanted: int = 1  # and of these, the likeliest, that are told of; all of them in a stream
+
+    @property
+    def num_choices(self) -> int:
+        """Computed ones: those of the first prompt, then those of the next."""
+        return len(self.prompts) * self.num_samples
 
     @property
     def cost(self) -> int:
-        """Tokens that it may use at most."""
-        return sum(len(prompt.token_ids) + prompt.sampling.max_tokens for prompt in self.prompts)
+        """Tokens that it may use at most: a prompt is charged once, whatever is computed of it."""
+        return sum(len(prompt.token_ids) + self.num_samples * prompt.sampling.max_tokens for prompt in self.prompts)

@@ -223,6 +223,7 @@ def _promise(info: EngineInfo | None) -> object:
         info.vectors,
         info.continuation,
         info.takes_grammars,
+        info.tells_logprobs,
     )
 
 

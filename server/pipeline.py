@@ -12,7 +12,7 @@ from typing import Any
 
 from engines.types import Task, Usage
 from server import logs, tools
-from server.errors import InvalidRequest, Overloaded
+from server.errors import InvalidRequest, Overloaded, UnsupportedParameter
 from server.generation import Computation, Generation, Resources
 from server.job import Caller, Job, PreparedPrompt
 from server.metrics import Metrics
@@ -25,6 +25,7 @@ from server.text.content_filter import ContentFilter
 from server.text.formats.events import Reader
 from server.text.formats.format import Format
 from server.text.formats.thinking import OPEN
+from server.text.logprobs import TokenTeller
 from server.text.prompt import client_strings, strings_in
 from server.text.stream import TextStream
 from server.tools import Plan
@@ -40,10 +41,11 @@ LONG_TEXT = 20_000  # characters; longer ones are filtered and tokenized off the
 
 @dataclass(slots=True, frozen=True)
 class _Prompt:
-    """`text` is the same, for engines that take text."""
+    """`text` is the same, for engines that take text; `words` as it can stand before an answer."""
 
     token_ids: list[int]
     text: str
+    words: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,6 +72,7 @@ class Pipeline:
     ) -> Generation:
         """Raises APIError when something is wrong with the request; nothing is held yet."""
         deployment = self._generating(caller, body.model)
+        self._check_tellable(body)
         messages, plan = _asked(body, deployment)
         prepared = await off_loop_if(
             _is_long(messages, plan), lambda: self._prepare_chat(body, messages, plan, deployment)
@@ -88,8 +91,9 @@ class Pipeline:
         return await off_loop_if(_is_long(messages, plan), count)
 
     async def completion(self, caller: Caller, body: CompletionRequest) -> Generation:
-        """The same for legacy completions: one choice a prompt."""
+        """The same for legacy completions."""
         deployment = self._generating(caller, body.model)
+        self._check_tellable(body)
         size = sum(map(len, body.prompt))
         encoded = await off_loop_if(size > LONG_TEXT, lambda: [self._encode(p, deployment) for p in body.prompt])
         prepared = [self._prepare(body, deployment, prompt) for prompt in encoded]
@@ -97,6 +101,19 @@ class Pipeline:
 
     def _generating(self, caller: Caller, model: str) -> Deployment:
         return serving(self.router.resolve(model, caller.principal), Task.GENERATE)
+
+    @property
+    def alters_answers(self) -> bool:
+        """Whether clients read something else than the model wrote."""
+        return self._filter.masks_output
+
+    def _check_tellable(self, body: GenerationFields) -> None:
+        """What is altered in the text would be read in its tokens."""
+        if body.token_logprobs is not None and self.alters_answers:
+            message = (
+                "Unsupported parameter: 'logprobs'. Words of this model's answers are masked; tokens would show them."
+            )
+            raise UnsupportedParameter("logprobs", message)
 
     def _render(self, messages: list[dict[str, Any]], plan: Plan, deployment: Deployment) -> str:
         self._check_content(client_strings(messages), "messages")
@@ -116,10 +133,12 @@ class Pipeline:
         tokenizer, takes_text = deployment.tokenizer, deployment.takes_text
         if isinstance(prompt, str):
             self._check_content([prompt], "prompt")
-            return _Prompt(tokenizer.encode(prompt, add_special_tokens=True), prompt if takes_text else "")
+            return _Prompt(tokenizer.encode(prompt, add_special_tokens=True), prompt if takes_text else "", prompt)
         check_token_prompt(prompt, deployment.limits.vocab_size)
         self._check_content([tokenizer.decode(prompt)], "prompt")
-        return _Prompt(prompt, deployment.encoder.ids_as_text(prompt) if takes_text else "")
+        # Half a character at its end is completed by the answer.
+        words = tokenizer.detokenizer().add(prompt)
+        return _Prompt(prompt, deployment.encoder.ids_as_text(prompt) if takes_text else "", words)
 
     def _check_content(self, texts: Iterable[str], param: str) -> None:
         for text in texts:
@@ -136,21 +155,36 @@ class Pipeline:
         if asked is not None and deployment.limits.takes_grammars:
             grammar = asked.plan.grammar(deployment.form, specials, opened=asked.opened)
             sampling = replace(sampling, grammar=grammar)
+        echo = prompt.words if body.echoes else None
 
         def new_stream() -> AnswerStream:
-            # The text is that of the new tokens alone, as transformers decodes them.
+            # The text is that of the new tokens alone, as transformers decodes them, unless the prompt stands before.
             mask = self._filter.output_mask()
             reader = asked.reader(deployment.form) if asked is not None else None
             visible = {specials[m]: m.encode() for m in deployment.form.markers if m in specials} if reader else {}
             detokenizer = deployment.tokenizer.detokenizer(visible)
+            if echo is not None:
+                detokenizer.add(prompt.token_ids)
+            tokens = None
+            if body.token_logprobs is not None:
+                names, own = deployment.tokenizer.pieces, deployment.tokenizer.detokenizer(visible)
+                tokens = TokenTeller(own, lambda i: names([i])[0], tells_all=asked is None, offset=len(echo or ""))
             text = TextStream(detokenizer, body.stop, mask, sampling.min_tokens)
             max_calls = None if asked is None or asked.plan.parallel else 1
-            return AnswerStream(text, reader, deployment.form.new_call_id, max_calls)
+            return AnswerStream(text, reader, deployment.form.new_call_id, max_calls, tokens)
 
         def count_tokens(text: str) -> int:
             return len(deployment.tokenizer.encode(text, add_special_tokens=False))
 
-        return PreparedPrompt(prompt.token_ids, sampling, new_stream, count_tokens, prompt.text)
+        return PreparedPrompt(
+            prompt.token_ids,
+            sampling,
+            new_stream,
+            count_tokens,
+            prompt.text,
+            echo=echo,
+            only_prompt=body.only_prompt,
+        )
 
     def _generation(
         self,
@@ -178,6 +212,8 @@ class Pipeline:
             include_usage=body.include_usage,
             grammar_param=plan.grammar_param if plan else None,
             is_legacy=plan is not None and plan.is_legacy,
+            num_samples=body.num_samples,
+            num_wanted=body.num_choices,
         )
         return Computation(job, self._resources)
 

@@ -226,7 +226,7 @@ def _deployment(
 def _check_alike(model: ModelSettings, links: Sequence[WorkerLink]) -> None:
     """Several servers of one deployment are asked for the same things. Raises EngineError."""
     kinds = [
-        (i.takes_text, i.sampling, i.continuation, i.task, i.vectors, i.takes_grammars)
+        (i.takes_text, i.sampling, i.continuation, i.task, i.vectors, i.takes_grammars, i.tells_logprobs)
         for link in links
         if (i := link.info) is not None
     ]
@@ -263,6 +263,7 @@ def _limits(model: ModelSettings, folder: Path | None, info: EngineInfo, tokeniz
         defaults=SamplingDefaults.load(folder).only(info.sampling) if folder else SamplingDefaults(),
         sampling=info.sampling,
         takes_grammars=info.takes_grammars,
+        tells_logprobs=info.tells_logprobs,
     )
 
 

@@ -227,7 +227,7 @@ class FrameSource:
         self._encoder = encoder
 
     def opening(self) -> list[bytes]:
-        chunks = (self._encoder.role_chunk(index) for index in range(len(self._generation.job.prompts)))
+        chunks = (self._encoder.role_chunk(index) for index in range(self._generation.job.num_choices))
         return [chunk for chunk in chunks if chunk]
 
     def of(self, pieces: list[Piece]) -> list[bytes]:
@@ -236,7 +236,9 @@ class FrameSource:
         for piece in pieces:
             if piece.reasoning:
                 chunks.append(self._encoder.reasoning_chunk(piece.reasoning, piece.index))
-            if piece.text:
+            if piece.tokens is not None and (piece.text or piece.tokens):
+                chunks.append(self._encoder.told_chunk(piece.text, piece.tokens, piece.index))
+            elif piece.text:
                 chunks.append(self._encoder.text_chunk(piece.text, piece.index))
             chunks += [self._encoder.call_chunk(call, piece.index) for call in piece.calls]
             if piece.finish_reason is not None:

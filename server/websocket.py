@@ -176,7 +176,9 @@ class ChatSocket:
     async def _stream(self, generation: Generation, frame: ChatCompletionFrame, ended: Callable[[], None]) -> None:
         """`ended` is called before the last frames, so that a client that has read them meets nothing of them."""
         job = generation.job
-        encoder = chunk_encoder(job.is_legacy)(job.head, include_usage=job.include_usage, request_id=frame.request_id)
+        encoder = chunk_encoder(job.is_legacy)(
+            job.head, include_usage=job.include_usage, choices=job.num_choices, request_id=frame.request_id
+        )
         frames = FrameSource(generation, encoder)
         pieces = await generation.next()
         await self._send(frames.opening())

@@ -83,8 +83,10 @@ class Work:
     def submit(self) -> None:
         """All choices to one replica, where they share what they begin with. Raises Overloaded."""
         replica = pick(self._job.deployment)
-        for index, prompt in enumerate(self._job.prompts):
-            choice = Choice(index, prompt, prompt.new_stream())
+        for index in range(self._job.num_choices):
+            number, sample = divmod(index, self._job.num_samples)
+            prompt = self._job.prompts[number]
+            choice = Choice(index, prompt, prompt.new_stream(), number, sample)
             self._terms.budget.note_begun(time.monotonic())
             self._placed.append(Placed(choice, self._place(choice, replica, 0)))
             self.choices.append(choice)
@@ -118,13 +120,14 @@ class Work:
             prompt_token_ids=prompt.token_ids,
             prompt_text=prompt.text,
             texts=prompt.texts,
-            sampling=prompt.sampling,
+            sampling=choice.sampling,
             arrival=arrival,
             deadline=self._terms.deadline,
             priority=BEGUN_FIRST if choice.token_ids else 0,
             cache_salt=self._terms.cache_salt,
             output_token_ids=choice.token_ids.tolist(),
             is_moved=num_moves > 0,
+            group=f"{caller.request_id}-p{choice.prompt_number}" if self._job.num_samples > 1 else "",
         )
 
     # --- when an engine fails

@@ -102,7 +102,7 @@ def respond(generation: Generation, render: Render, encoder: type[ChunkEncoder],
     job = generation.job
     if not job.streamed:
         return WholeAnswer(generation, render)
-    chunks = encoder(job.head, include_usage=job.include_usage, choices=len(job.prompts))
+    chunks = encoder(job.head, include_usage=job.include_usage, choices=job.num_choices)
     return stream(generation, ChunkEvents(generation, chunks), services)
 
 

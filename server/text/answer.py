@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from engines.types import TokenLogprobs
 from server.text.formats.events import Arguments, CallBegin, Content, Event, Reader, Reasoning, merged
+from server.text.logprobs import TokenTeller
 from server.text.stream import TextPiece, TextStream
 
 
@@ -39,6 +41,7 @@ class AnswerPiece:
 @dataclass(slots=True)
 class AnswerStream:
     """`reader` knows the model's format; None where the answer is its text. `max_calls` bounds what is told of.
+    `tokens` learns which words are the answer's, where somebody wants to know of their tokens.
 
     Words and reasoning of one piece keep their order: reasoning comes first in every format, calls last.
     """
@@ -47,12 +50,27 @@ class AnswerStream:
     reader: Reader | None = None
     new_call_id: Callable[[], str] = lambda: ""
     max_calls: int | None = None
+    tokens: TokenTeller | None = None
     num_reasoning_tokens: int = 0
     num_calls: int = field(default=0, init=False)
 
-    def add(self, token_ids: Sequence[int]) -> AnswerPiece:
+    def echo(self, text: str) -> AnswerPiece:
+        """What stands before the answer."""
+        return AnswerPiece(self.text.echo(text))
+
+    def add(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> AnswerPiece:
+        """`logprobs` of all of them, if there are `tokens`."""
+        if self.tokens is None:
+            return self._add(token_ids)
+        pieces = []
+        for token_id, logprob in zip(token_ids, logprobs, strict=True):  # one by one, to tell who made which text
+            self.tokens.add(token_id, logprob)
+            pieces.append(self._add([token_id]))
+        return joined(pieces)
+
+    def _add(self, token_ids: Sequence[int]) -> AnswerPiece:
         if self.reader is None:
-            return _plain(self.text.add(token_ids))
+            return self._plain(self.text.add(token_ids))
         pieces = []
         for token_id in token_ids:  # one by one, to tell which of them reason
             self.num_reasoning_tokens += self.reader.is_reasoning
@@ -62,17 +80,25 @@ class AnswerStream:
     def add_text(self, text: str, num_tokens: int) -> AnswerPiece:
         piece = self.text.add_text(text, num_tokens)
         if self.reader is None:
-            return _plain(piece)
+            return self._plain(piece)
         self.num_reasoning_tokens += num_tokens if self.reader.is_reasoning else 0
         return self._read(piece, self.reader)
 
     def finish(self) -> AnswerPiece:
         piece = self.text.finish()
         if self.reader is None:
-            return _plain(piece)
+            return self._plain(piece)
         return joined([self._read(piece, self.reader), self._end(self.reader, piece.stop)])
 
+    def _plain(self, piece: TextPiece) -> AnswerPiece:
+        if self.tokens is not None:
+            self.tokens.read(piece.text)
+            self.tokens.let_out(piece.text)
+        return AnswerPiece(piece.text, stop=piece.stop)
+
     def _read(self, piece: TextPiece, reader: Reader) -> AnswerPiece:
+        if self.tokens is not None:
+            self.tokens.read(piece.text)
         read = self._tell(reader.feed(piece.text), piece.stop)
         return joined([read, self._end(reader, piece.stop)]) if piece.stopped else read
 
@@ -82,6 +108,7 @@ class AnswerStream:
     def _tell(self, events: Sequence[Event], stop: str | None) -> AnswerPiece:
         text, reasoning, calls = "", "", []
         for event in merged(events):
+            self._assign(event)
             match event:
                 case Content(words):
                     text += words
@@ -96,13 +123,15 @@ class AnswerStream:
                         calls.append(CallPiece(self.num_calls - 1, words))
         return AnswerPiece(text, reasoning, tuple(calls), stop)
 
+    def _assign(self, event: Event) -> None:
+        if self.tokens is None or self.reader is None or isinstance(event, CallBegin):
+            return
+        whose = self.tokens.let_out if isinstance(event, Content) else self.tokens.drop
+        whose(event.text, self.reader.num_held)
+
     @property
     def _is_told(self) -> bool:
         return self.max_calls is None or self.num_calls <= self.max_calls
-
-
-def _plain(piece: TextPiece) -> AnswerPiece:
-    return AnswerPiece(piece.text, stop=piece.stop)
 
 
 def joined(pieces: Sequence[AnswerPiece]) -> AnswerPiece:

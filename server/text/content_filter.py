@@ -75,6 +75,10 @@ class ContentFilter:
         match = self._block.search(text.casefold())
         return self._block.names[match[0]] if match else None
 
+    @property
+    def masks_output(self) -> bool:
+        return self._mask is not None
+
     def output_mask(self) -> OutputMask | None:
         """One answer's mask; None when nothing is masked."""
         return OutputMask(self._mask) if self._mask is not None else None

@@ -39,6 +39,10 @@ class IncrementalDetokenizer:
         self._held = data[used:]
         return text
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token would add if it came next."""
+        return self._token_bytes(token_id) if self._first_bytes is None else self._first_bytes(token_id)
+
     def finish(self) -> str:
         """What was held back: U+FFFD when the ids ended inside a character."""
         text, _ = utf_8_decode(self._held, "replace", True)

@@ -47,6 +47,10 @@ class TextStream:
         self._num_unstoppable = min_tokens if self._stop is not None else 0  # tokens still to come
         self._over = False
 
+    def echo(self, text: str) -> str:
+        """What stands before the answer, first of all: no stop string counts in it."""
+        return text if self._mask is None else self._mask.feed(text)
+
     def add(self, ids: Sequence[int]) -> TextPiece:
         """The text that these ids let out; may be empty. After a stop everything is."""
         if self._plain:

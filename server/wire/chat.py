@@ -207,9 +207,9 @@ class ChatCompletionRequest(GenerationFields):
     reasoning_effort: str | None = None
     chat_template_kwargs: Annotated[dict[str, Any], at_most(MAX_TEMPLATE_KWARGS)] | None = None
     service_tier: Annotated[str, StringConstraints(max_length=128)] | None = None
-    # Refused unless neutral: see NEUTRAL.
     logprobs: bool | None = None
     top_logprobs: Annotated[int, AfterValidator(within(0, MAX_TOP_LOGPROBS))] | None = None
+    # Refused unless neutral: see NEUTRAL.
     store: bool | None = None
     verbosity: str | None = None
     modalities: Any = None
@@ -221,6 +221,16 @@ class ChatCompletionRequest(GenerationFields):
     @property
     def explicit_max_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def token_logprobs(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
+        return self
 
     @model_validator(mode="after")
     def _check_max_tokens(self) -> Self:

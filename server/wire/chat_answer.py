@@ -8,7 +8,9 @@ import msgspec
 
 from engines.types import FinishReason, Usage
 from server.text.answer import CallPiece
+from server.text.logprobs import ToldToken
 from server.wire.common import Answer, Call, ChunkEncoder, ResponseHead, whole
+from server.wire.logprobs import ChoiceLogprobs, chat_logprobs
 
 KIND, CHUNK_KIND = "chat.completion", "chat.completion.chunk"
 FUNCTION_CALL = "function_call"  # the reason that answers to the legacy `functions` end for
@@ -38,7 +40,7 @@ class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: str
 
 
@@ -66,14 +68,19 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
 class ChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: Delta
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: str | None = None
 
 
 def chat_completion(head: ResponseHead, answers: Sequence[Answer], usage: Usage, *, is_legacy: bool = False) -> bytes:
     """The whole answer's JSON; `usage` is of all choices together. `is_legacy`: to a request with `functions`."""
     choices = [
-        Choice(index=i, message=_message(answer, is_legacy), finish_reason=_reason(answer.finish_reason, is_legacy))
+        Choice(
+            index=i,
+            message=_message(answer, is_legacy),
+            logprobs=chat_logprobs(answer.tokens),
+            finish_reason=_reason(answer.finish_reason, is_legacy),
+        )
         for i, answer in enumerate(answers)
     ]
     return whole(KIND, head, choices, usage)
@@ -103,6 +110,9 @@ class ChatChunkEncoder(ChunkEncoder):
 
     def role_chunk(self, index: int = 0) -> bytes:
         return self._chunk(ChunkChoice(index, Delta(role="assistant", content="", refusal=None)))
+
+    def told_chunk(self, text: str, tokens: Sequence[ToldToken], index: int = 0) -> bytes:
+        return self._chunk(ChunkChoice(index, Delta(content=text), chat_logprobs(tokens)))
 
     def reasoning_chunk(self, text: str, index: int = 0) -> bytes:
         return self._chunk(ChunkChoice(index, Delta(reasoning_content=text)))

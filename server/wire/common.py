@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from engines.types import FinishReason, Usage
 from server.errors import UnsupportedParameter
 from server.text.answer import CallPiece
+from server.text.logprobs import ToldToken
 
 MAX_PARTS = 8192  # content parts, tool calls and annotations, of all messages together
 MAX_PROMPTS = 64
@@ -24,19 +25,19 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 1024
+MAX_BEST_OF = 20
 MAX_TOP_LOGPROBS = 20
+MAX_COMPLETION_LOGPROBS = 5
 MAX_METADATA = 16
 MAX_INT = 2**31 - 1  # of every count; a larger number only makes an error message longer
 
 # Parameters that would change the answer and are not honoured yet, with the values besides null that leave it as it
 # is. The first offender in this order is the one that the error names.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -152,6 +153,8 @@ class Answer:
     reasoning: str = ""
     calls: tuple[Call, ...] = ()
     stop: str | None = None  # the stop string that ended it
+    tokens: tuple[ToldToken, ...] | None = None  # None: nobody asked for them
+    mean_logprob: float | None = None  # of all its tokens, where they are known
 
 
 def new_id(prefix: str) -> str:
@@ -240,6 +243,10 @@ class ChunkEncoder(ABC):
     def role_chunk(self, index: int = 0) -> bytes:
         """What opens a choice; b"" where the family has no such chunk."""
         return b""
+
+    def told_chunk(self, text: str, tokens: Sequence[ToldToken], index: int = 0) -> bytes:
+        """Text together with what is told of its tokens."""
+        raise NotImplementedError
 
     def text_chunk(self, text: str, index: int = 0) -> bytes:
         before, after = self._frames[index]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import msgspec
-from pydantic import AfterValidator, PlainValidator
+from pydantic import AfterValidator, PlainValidator, model_validator
 
 from engines.types import FinishReason, Usage
+from server.errors import InvalidRequest
+from server.text.logprobs import ToldToken
 from server.wire.common import (
+    MAX_BEST_OF,
+    MAX_COMPLETION_LOGPROBS,
     MAX_PROMPTS,
     Answer,
     ChunkEncoder,
     ResponseHead,
     at_least,
     whole,
+    within,
 )
+from server.wire.logprobs import LegacyLogprobs, legacy_logprobs
 from server.wire.prompts import Prompt, prompts
 from server.wire.sampling import GenerationFields
 
@@ -28,27 +34,63 @@ class CompletionRequest(GenerationFields):
     PROMPT_NOUN: ClassVar[str] = "prompt"
 
     prompt: Annotated[list[Prompt], PlainValidator(prompts(MAX_PROMPTS))]
-    best_of: Annotated[int, AfterValidator(at_least(1))] | None = None
+    max_tokens: Annotated[int, AfterValidator(at_least(0))] | None = None
+    best_of: Annotated[int, AfterValidator(within(1, MAX_BEST_OF))] | None = None
     echo: bool | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, AfterValidator(within(0, MAX_COMPLETION_LOGPROBS))] | None = None
     suffix: str | None = None
+
+    @property
+    def num_samples(self) -> int:
+        return self.best_of or self.num_choices
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
+
+    @property
+    def only_prompt(self) -> bool:
+        return self.max_tokens == 0
+
+    @property
+    def token_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompt_token_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> Self:
+        if self.best_of is not None and self.best_of < self.num_choices:
+            message = f"'best_of' ({self.best_of}) is less than 'n' ({self.num_choices})."
+            raise InvalidRequest(message, param="best_of")
+        if self.best_of is not None and self.best_of > 1 and self.stream:
+            message = "'best_of' can't be streamed: which answers are the best is known when all have ended."
+            raise InvalidRequest(message, param="best_of")
+        if self.only_prompt and not self.echo:
+            raise InvalidRequest("'max_tokens': 0 leaves nothing to answer without 'echo'.", param="max_tokens")
+        return self
 
 
 class Choice(msgspec.Struct, frozen=True):
     text: str
     index: int
-    logprobs: None = None
+    logprobs: LegacyLogprobs | None = None
     finish_reason: str | None = None
 
 
 def completion(head: ResponseHead, answers: Sequence[Answer], usage: Usage) -> bytes:
     """The whole answer's JSON; `usage` is of all choices together."""
-    choices = [Choice(answer.text, i, finish_reason=answer.finish_reason) for i, answer in enumerate(answers)]
+    choices = [Choice(a.text, i, legacy_logprobs(a.tokens), a.finish_reason) for i, a in enumerate(answers)]
     return whole(KIND, head, choices, usage)
 
 
 class CompletionChunkEncoder(ChunkEncoder):
     kind = KIND
+
+    def told_chunk(self, text: str, tokens: Sequence[ToldToken], index: int = 0) -> bytes:
+        return self._chunk(Choice(text, index, legacy_logprobs(tokens)))
 
     def _text_choice(self, index: int, text: str) -> Choice:
         return Choice(text, index)

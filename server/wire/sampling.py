@@ -92,6 +92,40 @@ class GenerationFields(RequestModel):
     ) = None
     n: Annotated[int, AfterValidator(within(1, MAX_CHOICES))] | None = None
     priority: int | None = None
+    # Of vLLM, refused unless neutral: see NEUTRAL.
+    prompt_logprobs: Any = None
+    return_token_ids: Any = None
+    return_tokens_as_token_ids: Any = None
+
+    @property
+    def num_choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
+    @property
+    def num_samples(self) -> int:
+        """Answers that are computed to each prompt, of which the likeliest are told."""
+        return self.num_choices
+
+    @property
+    def echoes(self) -> bool:
+        """The prompt stands before its answers."""
+        return False
+
+    @property
+    def only_prompt(self) -> bool:
+        """No answer is wanted, only what is told of the prompt."""
+        return False
+
+    @property
+    def token_logprobs(self) -> int | None:
+        """The tokens of an answer are told of, with so many of the likeliest."""
+        return None
+
+    @property
+    def prompt_token_logprobs(self) -> int | None:
+        """The same of the prompt's."""
+        return None
 
     @property
     def explicit_max_tokens(self) -> int | None:
@@ -178,6 +212,7 @@ class ModelLimits:
     defaults: SamplingDefaults = SamplingDefaults()
     sampling: frozenset[str] | None = None  # the parameters that its engine carries out; None: all
     takes_grammars: bool = False  # whether its answers can be held to a grammar
+    tells_logprobs: bool = False  # whether its engine says how likely tokens are
 
 
 # What asks for nothing, where an engine has no such parameter.
@@ -223,7 +258,19 @@ def resolve(request: GenerationFields, prompt_tokens: int, limits: ModelLimits) 
         # Engines seed with 63 bits; a seed that is not negative stays what it is.
         seed=None if request.seed is None else request.seed & (2**63 - 1),
         stop_token_ids=_stop_token_ids(request, limits),
+        logprobs=_logprobs(request, limits),
+        prompt_logprobs=request.prompt_token_logprobs,
     )
+
+
+def _logprobs(request: GenerationFields, limits: ModelLimits) -> int | None:
+    """Which of several answers are the likeliest is known by their tokens' too."""
+    ranks = request.num_samples > request.num_choices
+    if not limits.tells_logprobs and (ranks or request.token_logprobs is not None):
+        name = "best_of" if ranks else "logprobs"
+        message = f"Unsupported parameter: '{name}'. The engine of this model does not tell how likely tokens are."
+        raise UnsupportedParameter(name, message)
+    return 0 if ranks and request.token_logprobs is None else request.token_logprobs
 
 
 def _check_carried(request: GenerationFields, limits: ModelLimits) -> None:
@@ -246,7 +293,7 @@ def _max_tokens(request: GenerationFields, prompt_tokens: int, limits: ModelLimi
     if prompt_tokens + max(explicit or 0, least, 1) > limits.context:
         raise _too_long(request, prompt_tokens, max(explicit or 0, least), limits.context)
     if explicit is not None:
-        return explicit
+        return max(explicit, 1)  # an engine that computes a prompt samples a token behind it
     return min(max(limits.max_tokens_default, least), limits.context - prompt_tokens)
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from batching.client import Receiver
 from batching.stats import WorkerStats
-from engines.fake import fake_answer
+from engines.fake import digest_prompt, fake_answer, fake_logprobs, fake_prompt_logprobs
 from engines.types import (
     Continuation,
     ErrorCode,
@@ -34,6 +34,7 @@ from server.registry import Deployment, Replica
 from server.settings import TimeoutSettings
 from server.store.records import KeyKind, UsageRecord
 from server.text.answer import AnswerStream
+from server.text.logprobs import TokenTeller
 from server.text.stream import TextStream
 from server.text.tokenizer import ByteTokenizer
 from server.wire.common import ResponseHead
@@ -116,9 +117,17 @@ class PaperWorker:
         self._soon(self._turn, request)
 
     def _give(self, request: GenerationRequest, index: int) -> None:
-        answer = self.answer or fake_answer(request.prompt_token_ids, index + 1)
-        last = index + 1 == request.sampling.max_tokens and index not in self.dies_with
-        self._put(OutputDelta(request.request_id, [answer[index]], FinishReason.LENGTH if last else None))
+        prompt, sampling = request.prompt_token_ids, request.sampling
+        answer = self.answer or fake_answer(prompt, index + 1)
+        last = index + 1 == sampling.max_tokens and index not in self.dies_with
+        delta = OutputDelta(request.request_id, [answer[index]], FinishReason.LENGTH if last else None)
+        if sampling.logprobs is not None:
+            delta.logprobs = [fake_logprobs(answer[index], answer[index], sampling.logprobs)]
+        if (count := sampling.prompt_logprobs) is not None and index == len(request.output_token_ids):
+            digest = digest_prompt(prompt)
+            told = [fake_prompt_logprobs(digest, position, token, count) for position, token in enumerate(prompt)]
+            delta.prompt_logprobs = told[1:]
+        self._put(delta)
         if index in self.dies_with:
             self._fail(request, LOST)
 
@@ -190,14 +199,29 @@ class House:
         stop: str = "",
         streamed: bool = True,
         sampling: Mapping[str, Any] | None = None,
+        samples: tuple[int, int] = (1, 1),
+        echo: str | None = None,
+        only_prompt: bool = False,
         **caller: Any,
     ) -> Generation:
+        """`samples`: how many answers are computed to each prompt, and how many are wanted."""
         self.num_requests += 1
         layers = self.entitlement.layers(PRINCIPAL, "echo", "1", {"chat"})
         head = ResponseHead("chatcmpl-1", 0, "echo@1", "fp")
         who = Caller(PRINCIPAL, f"req-{self.num_requests}", "/v1/chat/completions", **caller)
-        prompts = [prepared(stop, **(sampling or {})) for _ in range(num_prompts)]
-        job = Job(who, self.deployment, prompts, frozenset({"chat"}), head, layers, streamed, False)
+        prompts = [prepared(stop, echo, only_prompt, **(sampling or {})) for _ in range(num_prompts)]
+        job = Job(
+            who,
+            self.deployment,
+            prompts,
+            frozenset({"chat"}),
+            head,
+            layers,
+            streamed,
+            include_usage=False,
+            num_samples=samples[0],
+            num_wanted=samples[1],
+        )
         return Computation(job, self.resources)
 
     async def used(self, dimension: Dimension) -> int:
@@ -226,14 +250,18 @@ class House:
         return sum(record.prompt_tokens + record.completion_tokens for record in self.records)
 
 
-def prepared(stop: str, **sampling: Any) -> PreparedPrompt:
+def prepared(stop: str, echo: str | None = None, only_prompt: bool = False, **sampling: Any) -> PreparedPrompt:
     stops = [stop] if stop else []
     params = SamplingParams(**({"max_tokens": NUM_TOKENS} | sampling))
 
     def new_stream() -> AnswerStream:
-        return AnswerStream(TextStream(ByteTokenizer().detokenizer(), stops, min_tokens=params.min_tokens))
+        text = TextStream(ByteTokenizer().detokenizer(), stops, min_tokens=params.min_tokens)
+        if params.logprobs is None:
+            return AnswerStream(text)
+        offset = len(echo or "")
+        return AnswerStream(text, tokens=TokenTeller(ByteTokenizer().detokenizer(), lambda _: "", offset=offset))
 
-    return PreparedPrompt(PROMPT, params, new_stream, len)
+    return PreparedPrompt(PROMPT, params, new_stream, len, echo=echo, only_prompt=only_prompt)
 
 
 async def read(generation: Generation) -> str:

@@ -55,7 +55,7 @@ class PaperGeneration:
     """Gives what it is told to, one entry a call of `next`: pieces, or an error to raise."""
 
     def __init__(self, *script: list[Piece] | Exception, prompts: int = 1, include_usage: bool = False) -> None:
-        self.job = SimpleNamespace(head=HEAD, prompts=[None] * prompts, include_usage=include_usage)
+        self.job = SimpleNamespace(head=HEAD, num_choices=prompts, include_usage=include_usage)
         self.headers = {"x-ratelimit-limit-requests": "1"}
         self.usage = Usage(2, 0, 3)
         self.is_done = False

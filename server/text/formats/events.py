@@ -40,6 +40,10 @@ class Reader(Protocol):
     def is_reasoning(self) -> bool:
         """Whether the text that comes next is reasoning, for all that is known."""
 
+    @property
+    def num_held(self) -> int:
+        """Characters at the end of the text so far of which it can't tell yet what they are."""
+
     def feed(self, text: str) -> list[Event]: ...
 
     def finish(self) -> list[Event]:
@@ -51,6 +55,10 @@ class BufferedReader(ABC):
 
     def __init__(self) -> None:
         self._buffer = ""
+
+    @property
+    def num_held(self) -> int:
+        return len(self._buffer)
 
     def feed(self, text: str) -> list[Event]:
         self._buffer += text

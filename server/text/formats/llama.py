@@ -21,8 +21,14 @@ class LlamaReader:
         self._names = names
         self._held = ""  # blanks and the tag, of which nobody knows yet what they stand before
         self._call: JsonCallReader | None = None
+        self._call_is_known = False
         self._is_words = False
         self._has_called = False
+
+    @property
+    def num_held(self) -> int:
+        is_open = self._call is not None and not self._call_is_known
+        return len(self._held) + (len(self._call.raw) if self._call is not None and is_open else 0)
 
     def feed(self, text: str) -> list[Event]:
         events: list[Event] = []

@@ -34,6 +34,10 @@ class ThinkingReader(BufferedReader):
     def is_reasoning(self) -> bool:
         return self._state is _State.REASONING or self._inner.is_reasoning
 
+    @property
+    def num_held(self) -> int:
+        return len(self._buffer) + self._inner.num_held
+
     def feed(self, text: str) -> list[Event]:
         if self._state is _State.ANSWER:
             return self._inner.feed(text)
@@ -93,6 +97,7 @@ class PlainReader:
     """Text that is only text."""
 
     is_reasoning = False
+    num_held = 0
 
     def feed(self, text: str) -> list[Event]:
         return [Content(text)] if text else []

@@ -31,7 +31,7 @@ from server.wire.common import NEUTRAL, Answer, ResponseHead
 HELLO = [{"role": "user", "content": "hello"}]
 EXTRA_BODY = {
     "top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids", "chat_template_kwargs",
-    "priority",
+    "priority", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids",
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ VALID: list[dict[str, Any]] = [
     {"stream": True, "stream_options": {"include_obfuscation": False}},
     {"user": "someone", "metadata": {"k": "v"}, "safety_identifier": "s", "prompt_cache_key": "p"},
     {"prompt_cache_retention": "24h", "prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
-    {"parallel_tool_calls": False}, {"ignore_eos": True},
+    {"parallel_tool_calls": False}, {"ignore_eos": True}, {"n": 16}, {"logprobs": True, "top_logprobs": 20},
 ]  # fmt: skip
 
 
@@ -134,7 +134,8 @@ def test_neutral_values_are_accepted(name: str, value: Any) -> None:
 
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("n", 2), ("logprobs", True), ("top_logprobs", 1), ("store", True), ("priority", 1),
+    ("store", True), ("priority", 1), ("prompt_logprobs", 0), ("return_token_ids", True),
+    ("return_tokens_as_token_ids", True),
     ("modalities", ["text", "audio"]), ("audio", {"voice": "x"}),
     ("prediction", {"type": "content", "content": ""}), ("verbosity", "low"),
     ("web_search_options", {}), ("moderation", {"model": "m"}),
@@ -149,7 +150,14 @@ def test_what_would_change_the_answer_is_refused_by_name(name: str, value: Any) 
 
 
 def test_the_message_of_an_unsupported_value_says_what_may_be_sent() -> None:
-    assert refusal(n=2).message == "Unsupported parameter: 'n'. Leave it out, or send 1 or null."
+    assert refusal(priority=2).message == "Unsupported parameter: 'priority'. Leave it out, or send 0 or null."
+
+
+def test_the_likeliest_tokens_are_told_with_the_others() -> None:
+    assert [parse(**fields).token_logprobs for fields in ({}, {"logprobs": False}, {"top_logprobs": 0})] == [None] * 3
+    assert [parse(logprobs=True, top_logprobs=k).token_logprobs for k in (None, 0, 20)] == [0, 0, 20]
+    for silent in (None, False):
+        assert refusal(logprobs=silent, top_logprobs=1).param == "top_logprobs"
 
 
 def test_tools_are_named_before_their_choice() -> None:

@@ -29,6 +29,9 @@ EXTRA_BODY = {
     "ignore_eos",
     "min_tokens",
     "stop_token_ids",
+    "prompt_logprobs",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
     "priority",
     "metadata",
 }
@@ -78,18 +81,50 @@ def test_prompts_that_are_refused(prompt: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "neutral", "other"),
     [
-        ("best_of", 1, 2),
-        ("echo", False, True),
-        ("logprobs", None, 0),
         ("suffix", "", "x"),
-        ("n", 1, 2),
         ("priority", 0, 1),
+        ("prompt_logprobs", None, 1),
+        ("return_token_ids", False, True),
+        ("return_tokens_as_token_ids", False, True),
     ],
 )
 def test_what_would_change_the_answer_is_refused_by_name(name: str, neutral: Any, other: Any) -> None:
     parse(**{name: neutral})
     error = refusal(**{name: other})
     assert (type(error), error.param) == (UnsupportedParameter, name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 21}, "best_of"),
+        ({"n": 17}, "n"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens"),
+        ({"max_tokens": 0, "min_tokens": 1, "echo": True}, "min_tokens"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together(fields: dict[str, Any], param: str) -> None:
+    assert refusal(**fields).param == param
+
+
+def test_how_many_are_computed_and_how_many_told() -> None:
+    asked = [({}, 1, 1), ({"n": 3}, 3, 3), ({"best_of": 4}, 4, 1), ({"best_of": 4, "n": 2}, 4, 2)]
+    asked += [({"best_of": 1, "stream": True}, 1, 1)]
+    for fields, num_samples, num_choices in asked:
+        body = parse(**fields)
+        assert (body.num_samples, body.num_choices) == (num_samples, num_choices)
+
+
+def test_the_prompt_s_tokens_are_told_where_it_is_echoed() -> None:
+    assert parse(logprobs=2).prompt_token_logprobs is None
+    assert parse(logprobs=2, echo=True).prompt_token_logprobs == 2
+    assert parse(echo=True, max_tokens=0).only_prompt
 
 
 def test_chat_s_own_parameters_are_unknown_here() -> None:
