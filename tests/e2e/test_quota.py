@@ -222,7 +222,7 @@ async def test_a_request_above_a_limit_is_no_rate(server: PenstockProcess) -> No
 
 async def test_requests_with_errors_charge_nothing(server: PenstockProcess) -> None:
     tenant = Tenant.create(server, "day-requests")
-    wrong = [{"model": "nothing"}, {"temperature": 9}, {"messages": []}, {"n": 2}, {"max_tokens": 2_000_000}]
+    wrong = [{"model": "nothing"}, {"temperature": 9}, {"messages": []}, {"n": 17}, {"max_tokens": 2_000_000}]
     async with tenant.client() as client:
         for fields in wrong * 20:
             answer = await client.post("/v1/chat/completions", json=chat("echo", PROMPT, 1) | fields)

@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
@@ -50,11 +51,16 @@ class WatchedEncoder(ChatEncoder):
 
 class House:
     def __init__(
-        self, features: frozenset[str] | None = None, terms: Sequence[str] = ("blocked",), system_prompt: str = ""
+        self,
+        features: frozenset[str] | None = None,
+        terms: Sequence[str] = ("blocked",),
+        system_prompt: str = "",
+        masked: Sequence[str] = ("masked",),
+        limits: ModelLimits = LIMITS,
     ) -> None:
         self.draining = False
         encoder = WatchedEncoder(ByteTokenizer(), ChatTemplate.contents_only(system_prompt))
-        deployment = Deployment("m", "1", encoder, LIMITS, [], "fp")
+        deployment = Deployment("m", "1", encoder, limits, [], "fp")
         registry = cast(Registry, SimpleNamespace(deployments={"m@1": deployment}))
         plans = PlanBook({"default": Plan("default")}, cast(Any, None))
         entitlement = Entitlement(MemoryLedger(), plans, lambda decision: None)
@@ -68,7 +74,7 @@ class House:
             is_draining=lambda: self.draining,
         )
         router = Router(registry, RoutingSettings())
-        self.pipeline = Pipeline(router, ContentFilter(terms, ["masked"]), resources)
+        self.pipeline = Pipeline(router, ContentFilter(terms, masked), resources)
         principal = Principal("acct", "acme", "key", KeyKind.API, None, features, "default", {}, {}, None)
         self.caller = Caller(principal, "req-1", "/v1/chat/completions", frozenset({"websocket"}))
 
@@ -227,3 +233,52 @@ async def test_many_at_once_do_not_meet() -> None:
     jobs = [generation.job for generation in await asyncio.gather(*(house.chat(f"n{n}") for n in range(50)))]
     assert [bytes(job.prompts[0].token_ids) for job in jobs] == [f"n{n}".encode() for n in range(50)]
     assert len({job.head.id for job in jobs}) == 50
+
+
+# --- how likely tokens are
+
+TELLS = replace(LIMITS, tells_logprobs=True)
+
+
+async def test_tokens_would_show_the_words_that_are_masked() -> None:
+    house = House(limits=TELLS)
+    asked: list[Any] = [house.chat(logprobs=True), house.complete("a", logprobs=0), house.complete("a", logprobs=1)]
+    for request in asked:
+        with pytest.raises(InvalidRequest, match="masked") as caught:
+            await request
+        assert (caught.value.param, caught.value.code) == ("logprobs", "unsupported_parameter")
+    assert (await house.complete("a", best_of=2)).job.num_samples == 2  # nobody is told of a token
+
+
+async def test_an_engine_that_does_not_tell() -> None:
+    house = House(masked=())
+    for fields, param in (({"logprobs": 0}, "logprobs"), ({"best_of": 2}, "best_of")):
+        with pytest.raises(InvalidRequest) as caught:
+            await house.complete("a", **fields)
+        assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter")
+    assert (await house.complete("a", best_of=2, n=2, echo=True)).job.prompts[0].echo == "a"
+
+
+async def test_what_is_asked_of_the_engine() -> None:
+    house = House(masked=(), limits=TELLS)
+    (chat,) = (await house.chat(logprobs=True, top_logprobs=7)).job.prompts
+    assert (chat.sampling.logprobs, chat.sampling.prompt_logprobs) == (7, None)
+    ranked = (await house.complete("a", best_of=3)).job
+    assert (ranked.num_samples, ranked.num_wanted, ranked.prompts[0].sampling.logprobs) == (3, 1, 0)
+    assert ranked.prompts[0].new_stream().tokens is None
+    (scored,) = (await house.complete([97, 195], echo=True, logprobs=2, max_tokens=0)).job.prompts
+    assert (scored.sampling.max_tokens, scored.sampling.prompt_logprobs, scored.only_prompt) == (1, 2, True)
+    assert scored.echo == "a"  # the rest of its last character is the answer's
+
+
+async def test_half_a_character_of_the_prompt_is_completed_by_the_answer() -> None:
+    (prompt,) = (await House(masked=()).complete([97, 195], echo=True)).job.prompts
+    assert prompt.new_stream().add([169]).text == "é"
+    (prompt,) = (await House(masked=()).complete([97, 195])).job.prompts
+    assert prompt.new_stream().add([169]).text == "\ufffd"
+
+
+async def test_a_masked_word_over_the_seam_of_an_echo() -> None:
+    (prompt,) = (await House().complete("say mas", echo=True)).job.prompts
+    stream = prompt.new_stream()
+    assert stream.echo("say mas").text + stream.add(list(b"ked!")).text + stream.finish().text == "say ***!"

@@ -81,7 +81,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(
 
 
 UNSUPPORTED: dict[str, Any] = {
-    "n": 2, "logprobs": True, "top_logprobs": 3, "response_format": {"type": "json_object"},
+    "response_format": {"type": "json_object"}, "prompt_logprobs": 1, "return_token_ids": True,
     "tools": [{"type": "function", "function": {"name": "f"}}], "functions": [{"name": "f"}],
     "modalities": ["text", "audio"], "audio": {"voice": "x", "format": "wav"},
     "prediction": {"type": "content", "content": "x"}, "reasoning_effort": "high", "verbosity": "low",
@@ -95,7 +95,7 @@ def test_a_choice_without_anything_to_choose(http: httpx.Client, name: str, valu
     assert check_error(http.post(CHAT, json=chat_body(**{name: value})), 400, "invalid_value")["param"] == name
 
 
-OF_COMPLETIONS = {"best_of", "echo", "suffix", "n", "priority"}
+OF_COMPLETIONS = {"suffix", "priority", "prompt_logprobs", "return_token_ids"}
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

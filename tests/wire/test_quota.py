@@ -39,7 +39,7 @@ def test_where_nothing_is_limited_there_are_no_headers(http: httpx.Client) -> No
     ("path", "changes", "status"),
     [
         (CHAT, {"model": "nothing"}, 404),
-        (CHAT, {"n": 2}, 400),
+        (CHAT, {"n": 17}, 400),
         (CHAT, {"messages": 5}, 400),
         (CHAT, {"max_tokens": 1_000_000}, 400),
         (CHAT, {"messages": [{"role": "user", "content": BLOCKED}]}, 400),
@@ -121,6 +121,6 @@ def test_one_that_left_is_given_back(server: PenstockProcess, make_key: MakeKey)
 
 def test_no_request_is_charged_for_an_error_of_its_own(server: PenstockProcess, make_key: MakeKey) -> None:
     with server.http(make_key("one-request")) as client:
-        for body in (chat_body(temperature=9), chat_body(model="nobody"), chat_body(logprobs=True)):
+        for body in (chat_body(temperature=9), chat_body(model="nobody"), chat_body(top_logprobs=3)):
             assert client.post(CHAT, json=body).status_code in (400, 404)
         assert client.post(CHAT, json=chat_body()).status_code == 200

@@ -179,8 +179,8 @@ def test_bad_request_error(sdk: openai.OpenAI) -> None:
         sdk.chat.completions.create(model="echo", messages=MESSAGES, temperature=3)
     assert (caught.value.param, caught.value.type) == ("temperature", "invalid_request_error")
     with pytest.raises(openai.BadRequestError) as caught:
-        sdk.chat.completions.create(model="echo", messages=MESSAGES, stream=True, logprobs=True)
-    assert (caught.value.param, caught.value.code) == ("logprobs", "unsupported_parameter")
+        sdk.chat.completions.create(model="echo", messages=MESSAGES, stream=True, store=True)
+    assert (caught.value.param, caught.value.code) == ("store", "unsupported_parameter")
 
 
 def test_a_prompt_beyond_the_context_names_both_numbers(sdk: openai.OpenAI) -> None:
