@@ -25,6 +25,8 @@ _NAMES = {
     "chat_template_kwargs": "thinking",
     "stop": "stop_sequences",
 }
+# By parameter: with these words the SDK's tool runner goes on without what is refused.
+_DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
 _QUOTED = re.compile("'(" + "|".join(_NAMES) + ")'")
 
 
@@ -36,4 +38,7 @@ def envelope(error: APIError, request_id: str) -> dict[str, object]:
     """The body of an HTTP answer and the data of a stream's error event."""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     message = _QUOTED.sub(lambda match: f"'{_NAMES[match[1]]}'", error.message)
-    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+    told: dict[str, object] = {"type": kind, "message": message}
+    if (details := _DETAILS.get(error.param or "")) is not None:
+        told["details"] = details
+    return {"type": "error", "error": told, "request_id": request_id}

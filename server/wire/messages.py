@@ -117,6 +117,7 @@ class PromptFields(RequestModel):
         "mcp_servers": ([],),
         "inference_geo": (),
         "diagnostics": (),
+        "thread": (),
     }
     WHERE: ClassVar[Mapping[str, str]] = {
         "tools": KNOWS_TOOLS,
@@ -165,6 +166,7 @@ class MessagesRequest(PromptFields):
     mcp_servers: Any = None
     inference_geo: Any = None
     diagnostics: Any = None
+    thread: Any = None
 
     @property
     def hides_thinking(self) -> bool:

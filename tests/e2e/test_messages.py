@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import pytest
+from anthropic import beta_tool
 from pydantic import BaseModel
 
 from tests.e2e.conftest import shared_folder
@@ -55,6 +56,27 @@ def test_one_tool_by_name(sdk: anthropic.Anthropic) -> None:
     (use,) = made.content
     assert use.type == "tool_use"
     assert use.input["city"] in ("Rome", "Oslo")
+
+
+def test_the_sdks_own_loop(sdk: anthropic.Anthropic) -> None:
+    """It asks for a thread, which servers of Anthropic's keep, and goes on without one when it is refused."""
+    shared_folder("tiny-llama")
+    cities = []
+
+    @beta_tool
+    def get_weather(city: Literal["Rome", "Oslo"]) -> str:
+        """The weather of a city."""
+        cities.append(city)
+        return "Sunny."
+
+    runner = sdk.beta.messages.tool_runner(
+        model="tiny-llama", max_tokens=300, messages=QUESTION, tools=[get_weather], tool_choice={"type": "any"},
+        max_iterations=2,
+    )  # fmt: skip
+    answers = list(runner)
+    assert [answer.stop_reason for answer in answers] == ["tool_use", "tool_use"]
+    assert cities
+    assert set(cities) <= {"Rome", "Oslo"}
 
 
 class Answer(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -19,9 +20,11 @@ from server.choice import Piece, WholeChoice
 from server.errors import Overloaded
 from server.generation import Generation
 from server.message_events import MessageEvents
+from server.streaming import EventStream
 from server.text.answer import CallPiece
 from server.wire.common import ResponseHead
 from server.wire.message_answer import message
+from tests.server.test_streaming import Client, PaperGeneration, run
 
 HEAD = ResponseHead("msg-1", 1, "m@1", "fp")
 USAGE = Usage(7, 2, 5, 3)
@@ -120,6 +123,28 @@ def test_events_are_in_order_and_make_up_the_whole(pieces: list[Piece], size: in
         assert "".join(parts[0]) == "".join(parts[1])
     tools = [[block for block in made["content"] if block["type"] == "tool_use"] for made in (once, answer)]
     assert tools[0] == tools[1]
+
+
+@given(answers(), st.integers(0, 20))
+def test_every_stream_ends_once(pieces: list[Piece], cut: int) -> None:
+    """In message_stop, or in the error that cut it."""
+    script: list[Any] = [[piece] for piece in pieces]
+    if is_cut := cut < len(pieces):
+        script[cut:] = [Overloaded("The engine stopped.")]
+    reader, generation = Client(), cast(Any, PaperGeneration(*script))
+    generation.job.caller = SimpleNamespace(request_id="req-1")
+    generation.job.prompts = [SimpleNamespace(token_ids=[1])]
+    events = MessageEvents(generation)
+    response = EventStream(generation, events, keep_alive=60, write_timeout=60)
+    if cut == 0 and is_cut:  # nothing was sent: an HTTP error
+        with pytest.raises(Overloaded):
+            asyncio.run(run(response, reader))
+        return
+    asyncio.run(run(response, reader))
+    kinds = [event["type"] for event in parsed(reader.body)]
+    assert kinds[0] == "message_start"
+    assert kinds[-1] == ("error" if is_cut else "message_stop")
+    assert kinds.count("error") + kinds.count("message_stop") == 1
 
 
 def test_words_behind_a_call_do_not_cut_it() -> None:

@@ -38,7 +38,7 @@ def test_every_parameter_of_the_sdk_is_known() -> None:
     theirs = set(message_create_params.MessageCreateParamsBase.__annotations__) | {"stream"}
     ours = set(MessagesRequest.model_fields)
     assert theirs - ours == AS_HEADERS
-    assert ours - theirs == {"temperature", "top_p", "top_k", "mcp_servers"}  # of its other versions
+    assert ours - theirs == {"temperature", "top_p", "top_k", "mcp_servers", "thread"}  # of its other versions, or beta
     counted = set(message_count_tokens_params.MessageCountTokensParams.__annotations__)
     assert counted - AS_HEADERS == set(CountTokensRequest.model_fields)
 
@@ -72,6 +72,7 @@ def test_accepted(fields: dict[str, Any]) -> None:
         ({"speed": "fast"}, "speed", "standard"),
         ({"inference_geo": "us"}, "inference_geo", ""),
         ({"diagnostics": {}}, "diagnostics", ""),
+        ({"thread": {"type": "create"}}, "thread", ""),
         ({"context_management": {}}, "context_management", "Unsupported"),
         ({"temperature": 1.5}, "temperature", "between 0 and 1"),
         ({"max_tokens": 0}, "max_tokens", "from 1 up"),
