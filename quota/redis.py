@@ -48,7 +48,10 @@ class Link:
     probe asks twice a second, beside the requests, until Redis takes a write again.
     """
 
-    def __init__(self, url: str, probe_key: str, max_connections: int, timeout: float) -> None:
+    def __init__(
+        self, url: str, probe_key: str, max_connections: int, timeout: float, without: str = "quotas go on without it"
+    ) -> None:
+        """`without`: what happens while it does not answer, for the log."""
         self._pool: ConnectionPool = ConnectionPool.from_url(
             url,
             max_connections=max_connections,
@@ -60,6 +63,7 @@ class Link:
         self._slots = asyncio.Semaphore(max_connections)
         self._timeout = timeout
         self._probe_key = probe_key
+        self._without = without
         self._breaker = Breaker()
         self._probing: asyncio.Task[None] | None = None
 
@@ -139,7 +143,7 @@ class Link:
         if isinstance(error, TimeoutError) and asked_at and time.monotonic() - asked_at < self._timeout / 2:
             return
         if self._breaker.failed():
-            log.warning("Redis does not answer, quotas go on without it: %s", _reason(error))
+            log.warning("Redis does not answer, %s: %s", self._without, _reason(error))
             self._probing = asyncio.create_task(self._probe())
 
     async def _probe(self) -> None:

@@ -11,6 +11,7 @@ from itertools import groupby
 from starlette.websockets import WebSocketDisconnect
 
 from engines.types import FinishReason, Usage
+from server.cache.wish import Result
 from server.choice import Choice
 from server.errors import APIError
 from server.job import Job
@@ -42,24 +43,30 @@ def _num_computed(choices: Sequence[Choice]) -> int:
     return sum(max(choice.num_computed for choice in each) for each in by_prompt(choices))
 
 
-def num_charged(choices: Sequence[Choice]) -> int:
-    """Tokens, for what was computed."""
-    return _num_computed(choices) + sum(choice.num_output for choice in choices)
+def computed_by(choices: Sequence[Choice]) -> Usage:
+    """What engines did for them, which is what is charged: of a prompt that was aborted, the part that was reached."""
+    return Usage(_num_computed(choices), _num_cached(choices), sum(choice.num_output for choice in choices))
 
 
-def outcome_of(choices: Sequence[Choice], error: BaseException | None) -> str:
+def outcome_of(endings: Sequence[FinishReason | None], error: BaseException | None) -> str:
     """A word of a bounded set: a finish reason or an error's code."""
     if isinstance(error, APIError):
         return error.code or error.type
     if error is not None:
         client_left = isinstance(error, (asyncio.CancelledError, WebSocketDisconnect))
         return FinishReason.ABORT if client_left else "server_error"
-    reasons = [choice.finish_reason for choice in choices if choice.finish_reason is not None]
-    return reasons[0] if reasons else FinishReason.ABORT
+    return next((reason for reason in endings if reason is not None), FinishReason.ABORT)
 
 
 def usage_record(
-    job: Job, choices: Sequence[Choice], outcome: str, admitted_at: datetime, first_token_at: float | None
+    job: Job,
+    usage: Usage,
+    outcome: str,
+    admitted_at: datetime,
+    first_token_at: float | None,
+    *,
+    queue_seconds: float | None = None,
+    cache: Result | None = None,
 ) -> UsageRecord:
     """`admitted_at` by the wall clock, `first_token_at` by the monotonic one."""
     caller = job.caller
@@ -72,14 +79,15 @@ def usage_record(
         version=job.deployment.version,
         endpoint=caller.endpoint,
         features=job.features,
-        prompt_tokens=_num_computed(choices),
-        cached_tokens=_num_cached(choices),
-        completion_tokens=sum(choice.num_output for choice in choices),
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
         started_at=admitted_at,
-        queue_ms=_milliseconds(choices[0].queue_seconds if choices else None),
+        queue_ms=_milliseconds(queue_seconds),
         first_token_ms=_milliseconds(first_token),
         total_ms=round(1000 * (time.monotonic() - caller.arrival)),
         outcome=outcome,
+        cache=cache,
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from server.entitlement import Entitlement, Grant
+from server.errors import APIError
 from server.job import Job
 from server.store.records import utc_now
 
@@ -44,6 +46,15 @@ class Admission:
         reserve = self._entitlement.reserve
         self._grant = await reserve(self.lease_id, self.account, self._job.layers, self._tokens)
         self.headers = self._grant.headers
+
+    async def reserve_again(self, fail: Callable[[APIError], None]) -> None:
+        """The ledger has let it go, since we were stopped for too long, and others may have its place."""
+        if self.is_settled:  # it was finished long ago, and its client still reads
+            return
+        try:
+            await self.reserve()
+        except APIError as error:
+            fail(error)
 
     async def settle(self, tokens: int) -> None:
         """Once. The request and these tokens are charged."""

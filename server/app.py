@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
 from server.access import authenticate_route
+from server.cache.wish import HEADER
 from server.dialect import MESSAGE_HEADERS, MessageHeaders, reads_messages
 from server.errors import APIError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
 from server.refusals import log_refusal
@@ -54,7 +55,7 @@ ROUTERS = (
     admin_models.router,
 )
 EXPOSED_HEADERS = (
-    ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"]
+    ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry", HEADER]
     + [f"x-ratelimit-{kind}-{unit}" for kind in ("limit", "remaining", "reset") for unit in ("requests", "tokens")]
     + MESSAGE_HEADERS
 )

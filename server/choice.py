@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from engines.types import FinishReason, OutputDelta, SamplingParams
@@ -38,6 +38,46 @@ class Piece:
     def is_empty(self) -> bool:
         has_words = self.text or self.reasoning or self.calls or self.tokens
         return not (has_words or self.is_anew) and self.finish_reason is None
+
+
+def compact(pieces: Iterable[Piece]) -> list[Piece]:
+    """The same told in one piece a choice. Reasoning comes before words in every format, and calls behind them."""
+    by_choice: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_choice.setdefault(piece.index, []).append(piece)
+    return [parts[0] if len(parts) == 1 else _one(parts) for parts in by_choice.values()]
+
+
+def _one(parts: Sequence[Piece]) -> Piece:
+    begun = max((i for i, part in enumerate(parts) if part.is_anew), default=0)
+    valid, last = parts[begun:], parts[-1]
+    return Piece(
+        index=last.index,
+        text="".join(part.text for part in valid),
+        finish_reason=last.finish_reason,
+        reasoning="".join(part.reasoning for part in valid),
+        calls=_whole_calls(call for part in valid for call in part.calls),
+        is_anew=valid[0].is_anew,
+        vectors={index: vector for part in valid for index, vector in part.vectors.items()},
+        stop=last.stop,
+        tokens=_all_tokens(valid),
+        mean_logprob=last.mean_logprob,
+    )
+
+
+def _all_tokens(parts: Sequence[Piece]) -> tuple[ToldToken, ...] | None:
+    told = [part.tokens for part in parts if part.tokens is not None]
+    return tuple(token for tokens in told for token in tokens) if told else None
+
+
+def _whole_calls(calls: Iterable[CallPiece]) -> tuple[CallPiece, ...]:
+    by_index: dict[int, list[CallPiece]] = {}
+    for call in calls:
+        by_index.setdefault(call.index, []).append(call)
+    return tuple(
+        CallPiece(index, "".join(part.arguments for part in parts), parts[0].id, parts[0].name)
+        for index, parts in by_index.items()
+    )
 
 
 class WholeChoice:

@@ -13,13 +13,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from batching.client import RESTART_HINT_MS
 from engines.types import FinishReason, OutputDelta, RequestError, Usage
-from server.accounting import num_charged, outcome_of, usage_of, usage_record
+from server.accounting import computed_by, outcome_of, usage_of, usage_record
 from server.admission import Admission
 from server.auth import Principal
+from server.cache.wish import Result, cache_header
 from server.choice import Piece, WholeChoice, likeliest
 from server.entitlement import Entitlement
 from server.errors import APIError, DeadlineExceeded, Overloaded, from_engine
@@ -32,6 +33,9 @@ from server.shielded import to_the_end
 from server.store.records import UsageRecord
 from server.wire.common import Answer
 from server.work import Placed, Terms, Work
+
+if TYPE_CHECKING:
+    from server.cache.cache import ResponseCache
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,6 +50,7 @@ class Resources:
     salt_key: bytes
     is_draining: Callable[[], bool]
     retries: RetryBudget = field(default_factory=RetryBudget)
+    cache: ResponseCache | None = None
 
     def cache_salt(self, principal: Principal) -> bytes:
         """Tenants never share prefix blocks, and no client can choose whose it meets."""
@@ -101,23 +106,20 @@ class Computation(Generation):
     """One that engines work on. Entered, it is admitted and submitted; left, what runs is aborted and what was used
     is settled."""
 
-    def __init__(self, job: Job, resources: Resources) -> None:
+    def __init__(self, job: Job, resources: Resources, cache: Result | None = None) -> None:
+        """`cache`: what the response cache, where there is one, says of it."""
         super().__init__(job)
         self._resources = resources
+        self._cache = cache
         self._admission = Admission(resources.entitlement, job, job.cost)
         self._times = resources.metrics.of(job.deployment.model, job.deployment.version)
         self._failure: APIError | None = None
         self._first_token_at: float | None = None
         self._last_token_at = 0.0
         self._last_sign = 0.0  # of life, for which the engines have a time
-        self._deadline = job.caller.arrival + self._total_timeout()
+        self._deadline = deadline_of(job, resources.timeouts)
         salt = resources.cache_salt(job.caller.principal)
         self._work = Work(job, Terms(self._deadline, salt, resources.retries, resources.metrics))
-
-    def _total_timeout(self) -> float:
-        """A client that waits for a whole answer leaves when its read timeout is over; a stream keeps it waiting."""
-        total, client = self._resources.timeouts.total, self.job.caller.read_timeout
-        return total if self.job.streamed or client is None else min(total, client)
 
     async def __aenter__(self) -> Self:
         try:
@@ -134,7 +136,7 @@ class Computation(Generation):
 
     async def _reserve(self) -> None:
         await self._admission.reserve()
-        self.headers = self._admission.headers
+        self.headers = self._admission.headers | cache_header(self._cache)
 
     # --- reading
 
@@ -159,7 +161,7 @@ class Computation(Generation):
 
     def _check(self) -> None:
         if time.monotonic() >= self._deadline:
-            self.fail(_too_long())
+            self.fail(too_long())
         if self._failure is not None:
             raise self._failure
 
@@ -205,7 +207,7 @@ class Computation(Generation):
                 return True
             if patience < remaining:
                 return False
-            self.fail(_too_long() if self._deadline <= silence_ends else _no_sign_of_life())
+            self.fail(too_long() if self._deadline <= silence_ends else _no_sign_of_life())
         return True
 
     @property
@@ -238,13 +240,7 @@ class Computation(Generation):
         return self.usage.total_tokens
 
     async def lease_expired(self) -> None:
-        """We were stopped for too long and others may have our place: ask for it again, or end in an error."""
-        if self._admission.is_settled:  # it was finished long ago, and its client still reads
-            return
-        try:
-            await self._reserve()
-        except APIError as error:
-            self.fail(error)
+        await self._admission.reserve_again(self.fail)
 
     def fail(self, error: APIError) -> None:
         """The reader gets this error next, unless the answer is complete."""
@@ -267,19 +263,34 @@ class Computation(Generation):
             if isinstance(error, APIError):
                 error.is_logged = True
             self._resources.leases.drop(self)
-            outcome = outcome_of(self._work.choices, error or self._failure)
-            record = usage_record(
-                self.job, self._work.choices, outcome, self._admission.admitted_at, self._first_token_at
-            )
-            self._resources.finished(record, self.job.caller)
+            self._resources.finished(self._record(error or self._failure), self.job.caller)
+
+    def _record(self, error: BaseException | None) -> UsageRecord:
+        choices, admitted_at = self._work.choices, self._admission.admitted_at
+        outcome = outcome_of([choice.finish_reason for choice in choices], error)
+        return usage_record(
+            self.job,
+            computed_by(choices),
+            outcome,
+            admitted_at,
+            self._first_token_at,
+            queue_seconds=choices[0].queue_seconds if choices else None,
+            cache=self._cache,
+        )
 
     async def _settle(self) -> None:
         """What was computed is charged; a request that the engine never began costs nothing at all."""
-        used = num_charged(self._work.choices)
+        used = computed_by(self._work.choices).total_tokens
         await (self._admission.settle(used) if used else self._admission.release())
 
 
-def _too_long() -> APIError:
+def deadline_of(job: Job, timeouts: TimeoutSettings) -> float:
+    """A client that waits for a whole answer leaves when its read timeout is over; a stream keeps it waiting."""
+    total, client = timeouts.total, job.caller.read_timeout
+    return job.caller.arrival + (total if job.streamed or client is None else min(total, client))
+
+
+def too_long() -> APIError:
     return DeadlineExceeded("The request took too long.")
 
 

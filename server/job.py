@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from engines.types import SamplingParams, TextSpan
 from quota.levels import Layer
 from server.auth import Principal
+from server.cache.wish import Wish
 from server.registry import Deployment
 from server.text.answer import AnswerStream
 from server.wire.common import ResponseHead
@@ -25,6 +26,23 @@ class Caller:
     client_request_id: str = ""
     read_timeout: float | None = None  # how long the client waits for its next byte, in seconds
     arrival: float = field(default_factory=time.monotonic)
+    cache: Wish | None = None  # what the client asks of the response cache
+
+
+@dataclass(slots=True, frozen=True)
+class Reading:
+    """What makes an answer of a model's tokens, besides the deployment: all that `new_stream` is made of, since two
+    requests that differ in nothing else may share an answer."""
+
+    stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    is_chat: bool = False
+    tool_names: frozenset[str] = frozenset()
+    opened: bool = False  # the prompt ends where the model reasons
+    max_calls: int | None = None
+    mask: str = ""  # the version of the filter's terms
+    tells_tokens: bool = False
+    num_echoed: int = 0  # characters of the prompt that stand before the answer
 
 
 @dataclass(slots=True, frozen=True)
@@ -34,6 +52,7 @@ class PreparedPrompt:
     new_stream: Callable[[], AnswerStream]
     count_tokens: Callable[[str], int]  # of an answer whose engine gives text and no count
     text: str = ""  # the same prompt, for engines that take text
+    reading: Reading = Reading()
     texts: list[TextSpan] = field(default_factory=list)  # of which vectors are wanted: the prompt is all of them
     echo: str | None = None  # what stands before each answer: the prompt
     only_prompt: bool = False  # no answer is wanted, only what is told of the prompt: the one token of it is dropped

@@ -74,6 +74,18 @@ class Metrics:
         self.failovers = self._counter(
             "penstock_failovers", "Answers whose engine failed, by what became of them", *DEPLOYMENT, "outcome"
         )
+        self.cache_requests = self._counter(
+            "penstock_cache_requests", "Requests by what the response cache had of them", *DEPLOYMENT, "result"
+        )
+        self.cache_evictions = self._counter(
+            "penstock_cache_evictions", "Answers that the embedded response cache dropped for want of room"
+        )
+        self.cache_bytes = Gauge(
+            "penstock_cache_bytes",
+            "What the embedded response caches hold",
+            registry=self.registry,
+            multiprocess_mode="sum",
+        )
         self.lost_usage = Gauge(
             "penstock_usage_rows_lost",
             "Usage rows that could not be stored",
@@ -113,7 +125,11 @@ class Metrics:
             self._times[model, version] = times
         return times
 
-    def observe_usage(self, model: str, version: str, usage: Usage) -> None:
+    def observe_usage(self, model: str, version: str, usage: Usage, *, is_replayed: bool = False) -> None:
+        """`is_replayed`: by the response cache; nothing was computed."""
+        if is_replayed:
+            self.tokens.labels(model, version, "replayed").inc(usage.total_tokens)
+            return
         self.tokens.labels(model, version, "prompt").inc(usage.prompt_tokens)
         self.tokens.labels(model, version, "cached").inc(usage.cached_tokens)
         self.tokens.labels(model, version, "completion").inc(usage.completion_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,23 @@ _SMALL = ["*.json", "*.jinja", "*.txt", "*.model"]
 WEIGHTS = [*_SMALL, "*.safetensors"]
 _GRAPH_NAMES = ("model", "model_quantized", "decoder_model_merged")
 GRAPHS = [*_SMALL, *(f"{place}{name}.onnx*" for place in ("", "onnx/") for name in _GRAPH_NAMES)]
+
+
+_SAMPLE = 65_536  # bytes
+
+
+def digest(folder: Path) -> str:
+    """Of the files that decide what a model answers: names, sizes, and of each the first and the last bytes."""
+    found = hashlib.sha256()
+    patterns = (*WEIGHTS, "*.onnx", "onnx/*.onnx")
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            found.update(f"{path.relative_to(folder)}\0{size}\0".encode())
+            found.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            found.update(file.read())
+    return found.hexdigest()
 
 
 class ModelFilesError(Exception):

@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from engines.types import Task, Usage
+from engines.types import SamplingParams, Task, Usage
 from server import logs, tools
+from server.cache.answering import answering
 from server.errors import InvalidRequest, Overloaded, UnsupportedParameter
-from server.generation import Computation, Generation, Resources
-from server.job import Caller, Job, PreparedPrompt
+from server.generation import Generation, Resources
+from server.job import Caller, Job, PreparedPrompt, Reading
 from server.metrics import Metrics
 from server.off_loop import off_loop_if
 from server.registry import Deployment
@@ -22,12 +24,11 @@ from server.routing import Router, serving
 from server.store.records import UsageRecord
 from server.text.answer import AnswerStream
 from server.text.content_filter import ContentFilter
-from server.text.formats.events import Reader
-from server.text.formats.format import Format
 from server.text.formats.thinking import OPEN
 from server.text.logprobs import TokenTeller
 from server.text.prompt import client_strings, strings_in
 from server.text.stream import TextStream
+from server.text.tokenizer import Tokenizer
 from server.tools import Plan
 from server.wire.chat import ChatCompletionRequest
 from server.wire.common import ResponseHead, new_id
@@ -54,9 +55,6 @@ class _Asked:
 
     plan: Plan
     opened: bool
-
-    def reader(self, form: Format) -> Reader | None:
-        return form.reader(self.plan.names, opened=self.opened)
 
 
 class Pipeline:
@@ -157,21 +155,9 @@ class Pipeline:
             sampling = replace(sampling, grammar=grammar)
         echo = prompt.words if body.echoes else None
 
-        def new_stream() -> AnswerStream:
-            # The text is that of the new tokens alone, as transformers decodes them, unless the prompt stands before.
-            mask = self._filter.output_mask()
-            reader = asked.reader(deployment.form) if asked is not None else None
-            visible = {specials[m]: m.encode() for m in deployment.form.markers if m in specials} if reader else {}
-            detokenizer = deployment.tokenizer.detokenizer(visible)
-            if echo is not None:
-                detokenizer.add(prompt.token_ids)
-            tokens = None
-            if body.token_logprobs is not None:
-                names, own = deployment.tokenizer.pieces, deployment.tokenizer.detokenizer(visible)
-                tokens = TokenTeller(own, lambda i: names([i])[0], tells_all=asked is None, offset=len(echo or ""))
-            text = TextStream(detokenizer, body.stop, mask, sampling.min_tokens)
-            max_calls = None if asked is None or asked.plan.parallel else 1
-            return AnswerStream(text, reader, deployment.form.new_call_id, max_calls, tokens)
+        reading = self._reading(body, sampling, asked, echo)
+        echoed = prompt.token_ids if echo is not None else []
+        new_stream = partial(_new_stream, reading, deployment, self._filter, echoed)
 
         def count_tokens(text: str) -> int:
             return len(deployment.tokenizer.encode(text, add_special_tokens=False))
@@ -182,9 +168,25 @@ class Pipeline:
             new_stream,
             count_tokens,
             prompt.text,
+            reading,
             echo=echo,
             only_prompt=body.only_prompt,
         )
+
+    def _reading(
+        self, body: GenerationFields, sampling: SamplingParams, asked: _Asked | None, echo: str | None
+    ) -> Reading:
+        reading = Reading(
+            tuple(body.stop),
+            sampling.min_tokens,
+            mask=self._filter.mask_version,
+            tells_tokens=body.token_logprobs is not None,
+            num_echoed=len(echo or ""),
+        )
+        if asked is None:
+            return reading
+        max_calls = None if asked.plan.parallel else 1
+        return replace(reading, is_chat=True, tool_names=asked.plan.names, opened=asked.opened, max_calls=max_calls)
 
     def _generation(
         self,
@@ -215,7 +217,27 @@ class Pipeline:
             num_samples=body.num_samples,
             num_wanted=body.num_choices,
         )
-        return Computation(job, self._resources)
+        return answering(job, self._resources)
+
+
+def _new_stream(
+    reading: Reading, deployment: Deployment, content_filter: ContentFilter, echoed: list[int]
+) -> AnswerStream:
+    """Its text is that of the new tokens alone, as transformers decodes them, unless the prompt stands before."""
+    form, tokenizer = deployment.form, deployment.tokenizer
+    reader = form.reader(reading.tool_names, opened=reading.opened) if reading.is_chat else None
+    specials = tokenizer.special_ids() if reader else {}
+    visible = {specials[marker]: marker.encode() for marker in form.markers if marker in specials}
+    detokenizer = tokenizer.detokenizer(visible)
+    detokenizer.add(echoed)
+    text = TextStream(detokenizer, reading.stop, content_filter.output_mask(), reading.min_tokens)
+    tokens = _token_teller(reading, tokenizer, visible) if reading.tells_tokens else None
+    return AnswerStream(text, reader, form.new_call_id, reading.max_calls, tokens)
+
+
+def _token_teller(reading: Reading, tokenizer: Tokenizer, visible: dict[int, bytes]) -> TokenTeller:
+    names, own = tokenizer.pieces, tokenizer.detokenizer(visible)
+    return TokenTeller(own, lambda i: names([i])[0], tells_all=not reading.is_chat, offset=reading.num_echoed)
 
 
 def _asked(body: ChatCompletionRequest, deployment: Deployment) -> tuple[list[dict[str, Any]], Plan]:
@@ -232,7 +254,7 @@ def report(record: UsageRecord, caller: Caller, metrics: Metrics) -> None:
     """Count and log one finished request. Its text is in neither."""
     metrics.requests.labels(record.model, record.version, record.endpoint, record.outcome).inc()
     usage = Usage(record.prompt_tokens, record.cached_tokens, record.completion_tokens)
-    metrics.observe_usage(record.model, record.version, usage)
+    metrics.observe_usage(record.model, record.version, usage, is_replayed=record.is_replayed)
     times = metrics.of(record.model, record.version)
     times.request.observe(record.total_ms / 1000)
     if record.queue_ms is not None:
@@ -249,6 +271,7 @@ def _log_fields(record: UsageRecord, caller: Caller) -> dict[str, object]:
         "model": f"{record.model}@{record.version}",
         "endpoint": record.endpoint,
         "outcome": record.outcome,
+        "cache": record.cache,
         "prompt_tokens": record.prompt_tokens,
         "cached_tokens": record.cached_tokens,
         "completion_tokens": record.completion_tokens,

@@ -213,7 +213,7 @@ def _deployment(
         encoder=encoder,
         limits=_limits(model, folder, info, encoder.tokenizer),
         replicas=replicas,
-        fingerprint=_fingerprint(model, info),
+        fingerprint=_fingerprint(model, folder, info),
         engine=model.engine,
         takes_text=info.takes_text,
         continuation=info.continuation,
@@ -276,7 +276,8 @@ def _stop_token_ids(folder: Path) -> frozenset[int]:
     return frozenset(token_id for token_id in listed if isinstance(token_id, int))
 
 
-def _fingerprint(model: ModelSettings, info: EngineInfo) -> str:
-    """Changes whenever the same seed might give another answer."""
-    parts = (model.id, model.engine, model.quantize, str(model.options), info.description)
+def _fingerprint(model: ModelSettings, folder: Path | None, info: EngineInfo) -> str:
+    """Changes whenever the same seed might give another answer. What Triton runs is not seen, nor its weights."""
+    files = model_files.digest(folder) if folder else ""
+    parts = (model.id, model.engine, model.quantize, model.pooling, str(model.options), info.description, files)
     return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]

@@ -12,6 +12,8 @@ from typing import Any
 
 from quota.ledger import Ledger
 from server.auth import Authenticator
+from server.cache.cache import ResponseCache
+from server.cache.stores import open_store
 from server.entitlement import Entitlement
 from server.errors import Overloaded
 from server.generation import Resources
@@ -116,9 +118,10 @@ async def running(
         control = control or LocalControl(registry, settings.timeouts.drain)
         await control.start()
         stack.push_async_callback(control.stop)
+        cache = _open_cache(stack, settings, records.pepper, metrics)
         metrics.watch_workers(registry.replica_stats)
         metrics.watch_models(registry.standings)
-        yield _assemble(settings, records, ledger, leases, metrics, registry, control)
+        yield _assemble(settings, records, ledger, leases, metrics, registry, control, cache)
 
 
 @dataclass(slots=True, frozen=True)
@@ -157,6 +160,7 @@ def _assemble(
     metrics: Metrics,
     registry: Registry,
     control: ModelControl,
+    cache: ResponseCache | None,
 ) -> Services:
     def finished(record: UsageRecord, caller: Caller) -> None:
         records.writer.record(record)
@@ -173,6 +177,7 @@ def _assemble(
         finished=finished,
         salt_key=hmac.digest(records.pepper, b"prefix cache", hashlib.sha256),
         is_draining=lambda: services.draining,
+        cache=cache,
     )
     content_filter = ContentFilter(settings.filter.block_input, settings.filter.mask_output, settings.filter.categories)
     services = Services(
@@ -193,6 +198,18 @@ def _assemble(
         control=control,
     )
     return services
+
+
+def _open_cache(
+    stack: contextlib.AsyncExitStack, settings: Settings, pepper: bytes, metrics: Metrics
+) -> ResponseCache | None:
+    """Raises SettingsError."""
+    if not settings.cache.is_on:
+        return None
+    secret = hmac.digest(pepper, b"response cache", hashlib.sha256)
+    cache = ResponseCache(open_store(settings, metrics), settings.cache.max_entry_bytes, secret)
+    stack.push_async_callback(cache.close)
+    return cache
 
 
 async def _open_ledger(

@@ -171,6 +171,20 @@ class FileSettings(_Section):
     upload_timeout: Seconds = 600  # for a whole upload; `timeouts.body` is for its silence
 
 
+class CacheSettings(_Section):
+    """The response cache. With `store` "redis" its `max_bytes` is for that server to hold to (`maxmemory`)."""
+
+    store: Literal["off", "embedded", "redis"] = "off"
+    ttl: Seconds = 3600
+    max_bytes: Annotated[int, Field(ge=2**16)] = 2**26  # of the embedded one
+    max_entry_bytes: Annotated[int, Field(ge=2**10)] = 2**20
+    redis_url: RedisURL = Field(default="", repr=False)  # "": server.redis_url
+
+    @property
+    def is_on(self) -> bool:
+        return self.store != "off"
+
+
 class _QuotaTable(_Section):
     max_gateways: Annotated[int, Field(ge=1)] = 4
     when_redis_is_away: Literal["share", "closed", "open"] = "share"
@@ -187,6 +201,7 @@ class _Document(_Section):
     timeouts: TimeoutSettings = TimeoutSettings()
     limits: LimitSettings = LimitSettings()
     files: FileSettings = FileSettings()
+    cache: CacheSettings = CacheSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +231,7 @@ class Settings:
     timeouts: TimeoutSettings
     limits: LimitSettings
     files: FileSettings
+    cache: CacheSettings
     secrets: Secrets
     warnings: tuple[str, ...] = ()  # lines for the operator
 
@@ -288,9 +304,17 @@ def _check(document: _Document) -> None:
         raise Problem(("quota", "max_gateways"), f"expected at least server.gateways, which is {server.gateways}")
     if document.quota.audit and not server.redis_url:
         raise Problem(("quota", "audit"), "only the shared ledger keeps a log: it needs server.redis_url")
+    _check_cache(document.cache, server)
     for i, model in enumerate(document.models):
         _check_model(document, i, model)
     _check_routing(document)
+
+
+def _check_cache(cache: CacheSettings, server: ServerSettings) -> None:
+    if cache.store == "redis" and not (cache.redis_url or server.redis_url):
+        raise Problem(("cache", "redis_url"), 'required by store = "redis", as there is no server.redis_url')
+    if cache.max_entry_bytes > cache.max_bytes:
+        raise Problem(("cache", "max_entry_bytes"), f"expected at most cache.max_bytes, which is {cache.max_bytes}")
 
 
 def _check_model(document: _Document, i: int, model: ModelSettings) -> None:
@@ -333,6 +357,7 @@ def _settings(document: _Document, quota: QuotaSettings, secrets: Secrets, warni
         timeouts=document.timeouts,
         limits=document.limits,
         files=document.files,
+        cache=document.cache,
         secrets=secrets,
         warnings=(*warnings, *_idle_limits(document, quota)),
     )

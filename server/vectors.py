@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.types import SamplingParams, Task, TextRow, TextSpan, VectorInfo
+from server.cache.answering import answering
 from server.errors import InvalidRequest, Overloaded, UnsupportedParameter
-from server.generation import Computation, Generation, Resources
+from server.generation import Generation, Resources
 from server.job import Caller, Job, PreparedPrompt
 from server.off_loop import off_loop_if
 from server.pipeline import DRAIN_RETRY_MS, LONG_TEXT
@@ -120,7 +121,7 @@ class VectorPipeline:
             streamed=False,
             include_usage=True,
         )
-        return Computation(job, self._resources)
+        return answering(job, self._resources)
 
 
 def vectors_of(deployment: Deployment) -> VectorInfo:

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server import logs
 from server.access import presented_key
+from server.cache.wish import HEADER, wish_of
 from server.errors import APIError, AuthenticationFailed, InvalidRequest, RateLimited, ServerError, SlowReader
 from server.generation import Generation
 from server.job import Caller
@@ -76,7 +77,9 @@ class ChatSocket:
         self._num_open = 0
 
     async def serve(self) -> None:
-        check_origin(self._websocket, self._services.settings.server.cors_origins)
+        settings = self._services.settings
+        check_origin(self._websocket, settings.server.cors_origins)
+        self._cache_wish = wish_of(self._websocket.headers.get(HEADER), settings.cache.is_on)
         await self._websocket.accept(subprotocol=accepted_subprotocol(self._websocket))
         try:
             async with asyncio.TaskGroup() as self._tasks:
@@ -169,6 +172,7 @@ class ChatSocket:
             "/v1/chat/completions",
             frozenset({"websocket"}),
             client_request_id=frame.request_id or "",
+            cache=self._cache_wish,
         )
         async with await self._services.pipeline.chat(caller, frame) as generation:
             await self._stream(generation, frame, ended)

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from quota.ledger import LedgerUnavailable
 from server.access import current_principal
 from server.auth import Principal
+from server.cache.wish import HEADER, wish_of
 from server.entitlement import quota_unavailable
 from server.errors import APIError, Overloaded
 from server.generation import Generation
@@ -50,6 +51,7 @@ def current_caller(request: Request, principal: CurrentPrincipal) -> Caller:
         endpoint=request.scope["path"],
         client_request_id=request.headers.get("x-request-id", "")[:128],
         read_timeout=_seconds(request.headers.get("x-stainless-read-timeout")),
+        cache=wish_of(request.headers.get(HEADER), services_of(request).settings.cache.is_on),
     )
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from quota.levels import Level
 
+REPLAYED = ("hit", "shared")
+"""What `UsageRecord.cache` says of answers that came from the response cache."""
+
 
 class KeyKind(StrEnum):
     """What a key opens. The two classes don't overlap."""
@@ -80,6 +83,12 @@ class UsageRecord:
     first_token_ms: int | None  # None: there was none
     total_ms: int
     outcome: str  # the finish reason, or the error's code
+    cache: str | None = None  # "hit", "shared" or "miss"; None: there was no response cache
+
+    @property
+    def is_replayed(self) -> bool:
+        """Nothing was computed for it, and none of its tokens was charged."""
+        return self.cache in REPLAYED
 
     @property
     def day(self) -> date:
@@ -123,9 +132,11 @@ class UsageSum:
     feature: str | None
     day: date | None
     requests: int
-    prompt_tokens: int
+    prompt_tokens: int  # computed, as the next two: those that were charged
     cached_tokens: int
     completion_tokens: int
+    replayed_prompt_tokens: int = 0  # of answers from the response cache, charged to nobody
+    replayed_completion_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

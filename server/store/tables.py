@@ -118,6 +118,7 @@ class UsageRow(Base):
     first_token_ms: Mapped[int | None] = mapped_column(BigInteger)
     total_ms: Mapped[int] = mapped_column(BigInteger)
     outcome: Mapped[str] = mapped_column(String(64))
+    cache: Mapped[str | None] = mapped_column(String(8))
     day: Mapped[date] = mapped_column(Date)
 
 

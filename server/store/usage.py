@@ -5,13 +5,13 @@ from dataclasses import asdict
 from datetime import date
 from typing import Any
 
-from sqlalchemy import ColumnElement, Label, Select, func, literal, select, true
+from sqlalchemy import ColumnElement, Label, Select, case, func, literal, select, true
 from sqlalchemy.orm import InstrumentedAttribute
 
 from quota.levels import Level
 from server.store.database import Database
 from server.store.dialects import elements, insert_or_ignore
-from server.store.records import UsageDimension, UsageRecord, UsageSum, UsageTotal
+from server.store.records import REPLAYED, UsageDimension, UsageRecord, UsageSum, UsageTotal
 from server.store.tables import NameSet, UsageRow
 
 _Column = InstrumentedAttribute[Any] | Label[Any]
@@ -21,6 +21,8 @@ _COLUMNS: dict[UsageDimension, tuple[_Column, ...]] = {
     UsageDimension.MODEL: (UsageRow.model, UsageRow.version),
     UsageDimension.DAY: (UsageRow.day,),
 }
+
+_IS_REPLAYED = UsageRow.cache.in_(REPLAYED)  # of null it is null, which is no yes
 
 
 class UsageLog:
@@ -55,7 +57,8 @@ class UsageLog:
         dimensions = (UsageRow.account_id, UsageRow.key_id, UsageRow.model, UsageRow.version, UsageRow.features)
         columns = (*dimensions, UsageRow.day)
         tokens = UsageRow.prompt_tokens + UsageRow.completion_tokens
-        query = select(*columns, func.count(), func.sum(tokens)).where(*_filters(account_id, since=day))
+        charged = func.sum(case((_IS_REPLAYED, 0), else_=tokens))
+        query = select(*columns, func.count(), charged).where(*_filters(account_id, since=day))
         # What used nothing was given back whole: it counts as no request either.
         query = query.where(tokens > 0).group_by(*columns)
         if not without:
@@ -104,8 +107,13 @@ def _layers(key: str, model: str, version: str, features: frozenset[str]) -> lis
 
 
 def _counts() -> list[ColumnElement[int]]:
-    tokens = (UsageRow.prompt_tokens, UsageRow.cached_tokens, UsageRow.completion_tokens)
-    return [func.count(), *(func.coalesce(func.sum(column), 0) for column in tokens)]
+    computed = (UsageRow.prompt_tokens, UsageRow.cached_tokens, UsageRow.completion_tokens)
+    replayed = (UsageRow.prompt_tokens, UsageRow.completion_tokens)
+    sums = [
+        *(case((_IS_REPLAYED, 0), else_=c) for c in computed),
+        *(case((_IS_REPLAYED, c), else_=0) for c in replayed),
+    ]
+    return [func.count(), *(func.coalesce(func.sum(column), 0) for column in sums)]
 
 
 def _filters(
@@ -127,7 +135,9 @@ def _filters(
 
 
 def _sum_of(group: dict[str, Any], counts: Sequence[int]) -> UsageSum:
-    requests, prompt, cached, completion = map(int, counts)  # PostgreSQL sums into a Decimal
+    requests, prompt, cached, completion, replayed_prompt, replayed_completion = map(
+        int, counts
+    )  # PostgreSQL sums into a Decimal
     return UsageSum(
         account_id=group.get("account_id"),
         key_id=group.get("key_id"),
@@ -139,4 +149,6 @@ def _sum_of(group: dict[str, Any], counts: Sequence[int]) -> UsageSum:
         prompt_tokens=prompt,
         cached_tokens=cached,
         completion_tokens=completion,
+        replayed_prompt_tokens=replayed_prompt,
+        replayed_completion_tokens=replayed_completion,
     )

@@ -7,6 +7,7 @@ character whose folded form lies only partly in a match belongs to the match.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -56,6 +57,9 @@ class ContentFilter:
         self._block = _Terms(block_input) if any(block_input) else None
         self._mask = _Terms(mask_output) if any(mask_output) else None
         self._categories = {name: _Terms(terms) for name, terms in (categories or {}).items() if any(terms)}
+
+        folded = sorted(self._mask.names) if self._mask is not None else []
+        self.mask_version = hashlib.sha256("\0".join(folded).encode()).hexdigest() if folded else ""
 
     @property
     def can_moderate(self) -> bool:

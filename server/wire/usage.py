@@ -43,6 +43,8 @@ class UsageGroup(View):
     prompt_tokens: int
     cached_tokens: int  # of the prompt
     completion_tokens: int
+    replayed_prompt_tokens: int  # of answers from the response cache: they count in no limit of tokens
+    replayed_completion_tokens: int
 
 
 class StandingView(View):

@@ -24,9 +24,11 @@ from quota.ledger import QuotaDecision
 from quota.levels import Dimension, Layer, Level, Plan
 from quota.memory import MemoryLedger
 from server.auth import Principal
+from server.cache.answering import answering
+from server.cache.cache import ResponseCache
 from server.entitlement import Entitlement
-from server.generation import Computation, Generation, Resources
-from server.job import Caller, Job, PreparedPrompt
+from server.generation import Generation, Resources
+from server.job import Caller, Job, PreparedPrompt, Reading
 from server.leases import LeaseKeeper
 from server.metrics import Metrics
 from server.plans import PlanBook
@@ -166,6 +168,7 @@ class House:
     num_requests: int = 0
     others: tuple[PaperWorker, ...] = ()  # of the replicas beside the first, which gets what comes first
     continuation: Continuation = Continuation.SEEDED
+    cache: ResponseCache | None = None
 
     def __post_init__(self) -> None:
         self.replicas = [Replica(SimpleNamespace(client=worker)) for worker in (self.worker, *self.others)]  # type: ignore[arg-type]
@@ -190,6 +193,7 @@ class House:
             finished=lambda record, _: self.records.append(record),
             salt_key=b"salt",
             is_draining=lambda: False,
+            cache=self.cache,
         )
 
     def generation(
@@ -202,13 +206,14 @@ class House:
         samples: tuple[int, int] = (1, 1),
         echo: str | None = None,
         only_prompt: bool = False,
+        principal: Principal = PRINCIPAL,
         **caller: Any,
     ) -> Generation:
         """`samples`: how many answers are computed to each prompt, and how many are wanted."""
         self.num_requests += 1
-        layers = self.entitlement.layers(PRINCIPAL, "echo", "1", {"chat"})
+        layers = self.entitlement.layers(principal, "echo", "1", {"chat"})
         head = ResponseHead("chatcmpl-1", 0, "echo@1", "fp")
-        who = Caller(PRINCIPAL, f"req-{self.num_requests}", "/v1/chat/completions", **caller)
+        who = Caller(principal, f"req-{self.num_requests}", "/v1/chat/completions", **caller)
         prompts = [prepared(stop, echo, only_prompt, **(sampling or {})) for _ in range(num_prompts)]
         job = Job(
             who,
@@ -222,7 +227,7 @@ class House:
             num_samples=samples[0],
             num_wanted=samples[1],
         )
-        return Computation(job, self.resources)
+        return answering(job, self.resources)
 
     async def used(self, dimension: Dimension) -> int:
         usage = await self.ledger.usage("acct")
@@ -237,7 +242,7 @@ class House:
         assert self.leases.num_held == 0
         assert not any(worker.receivers for worker in (self.worker, *self.others))
         tokens = [record.prompt_tokens + record.completion_tokens for record in self.records]
-        assert await self.used(Dimension.TOKENS_PER_DAY) == sum(tokens)
+        assert await self.used(Dimension.TOKENS_PER_DAY) == self.num_charged
         assert await self.used(Dimension.REQUESTS_PER_DAY) == sum(1 for count in tokens if count)
 
     @property
@@ -247,7 +252,8 @@ class House:
 
     @property
     def num_charged(self) -> int:
-        return sum(record.prompt_tokens + record.completion_tokens for record in self.records)
+        computed = [record for record in self.records if not record.is_replayed]
+        return sum(record.prompt_tokens + record.completion_tokens for record in computed)
 
 
 def prepared(stop: str, echo: str | None = None, only_prompt: bool = False, **sampling: Any) -> PreparedPrompt:
@@ -261,7 +267,8 @@ def prepared(stop: str, echo: str | None = None, only_prompt: bool = False, **sa
         offset = len(echo or "")
         return AnswerStream(text, tokens=TokenTeller(ByteTokenizer().detokenizer(), lambda _: "", offset=offset))
 
-    return PreparedPrompt(PROMPT, params, new_stream, len, echo=echo, only_prompt=only_prompt)
+    reading = Reading(tuple(stops), params.min_tokens)
+    return PreparedPrompt(PROMPT, params, new_stream, len, reading=reading, echo=echo, only_prompt=only_prompt)
 
 
 async def read(generation: Generation) -> str:

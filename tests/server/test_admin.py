@@ -318,6 +318,8 @@ async def test_usage_is_summed(client: httpx.AsyncClient, services: Services) ->
             "prompt_tokens": 10,
             "cached_tokens": 2,
             "completion_tokens": 5,
+            "replayed_prompt_tokens": 0,
+            "replayed_completion_tokens": 0,
         }
     ]
     assert [row["requests"] for row in await ask(key="k1", model="big@1")] == [2, 1]

@@ -92,7 +92,8 @@ def test_decisions_of_quotas() -> None:
         QuotaDecision("4", False, nothing, refusal=Refusal(Level.ACCOUNT, "", Dimension.TPM, 9, 1))
     )
     samples = _samples(metrics)
-    counted = {(name, *(value for _, value in labels)): n for (name, labels), n in samples.items() if "_total" in name}
+    quota = {name: n for name, n in samples.items() if "quota" in name[0] and "_total" in name[0]}
+    counted = {(name, *(value for _, value in labels)): n for (name, labels), n in quota.items()}
     assert counted == {
         ("penstock_quota_near_limit_total", "rpm", "key"): 2,
         ("penstock_quota_near_limit_total", "tpm", "account"): 1,

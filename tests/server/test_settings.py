@@ -299,7 +299,10 @@ FILE_ERRORS = [
     ("[server]\nport = 1\nport = 2\n", "not valid TOML: Cannot overwrite a value (at line 3, column 9)"),
     ("[serer]", 'serer: unknown key, did you mean "server"?'),
     ("[server]\nprot = 1", 'server.prot: unknown key, did you mean "port"?'),
-    ("[keys]", "keys: unknown key, expected one of server, models, routing, quota, filter, timeouts, limits, files"),
+    (
+        "[keys]",
+        "keys: unknown key, expected one of server, models, routing, quota, filter, timeouts, limits, files, cache",
+    ),
     ('[server]\nport = "80"', 'server.port: expected a valid integer, got "80"'),
     ("[server]\nport = true", "server.port: expected a valid integer, got true"),
     ("[server]\nport = 70000", "server.port: expected less than or equal to 65535, got 70000"),
@@ -393,6 +396,15 @@ FILE_ERRORS = [
     ),
     ("[timeouts]\nqueue = 0", "timeouts.queue: expected greater than 0, got 0"),
     ("[timeouts]\nqueue = nan", "timeouts.queue: expected a finite number, got NaN"),
+    ("[cache]\nstore = 'disk'", "cache.store: expected 'off', 'embedded' or 'redis', got \"disk\""),
+    (
+        '[cache]\nstore = "redis"',
+        'cache.redis_url: required by store = "redis", as there is no server.redis_url',
+    ),
+    (
+        "[cache]\nmax_bytes = 65536\nmax_entry_bytes = 65537",
+        "cache.max_entry_bytes: expected at most cache.max_bytes, which is 65536",
+    ),
     ('[filter]\nblock_input = [""]', 'filter.block_input[0]: expected at least 1 character, got ""'),
 ]
 

@@ -67,6 +67,8 @@ async def test_usage_is_that_of_ones_own_account(user: httpx.AsyncClient, accoun
         "prompt_tokens": 10,
         "cached_tokens": 2,
         "completion_tokens": 5,
+        "replayed_prompt_tokens": 0,
+        "replayed_completion_tokens": 0,
     }
     assert [row["model"] for row in by_model] == ["big", "small"]
     today = str(rows[0].day)

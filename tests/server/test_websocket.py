@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.errors import AuthenticationFailed, NotFound
 from server.services import Services
+from server.settings import CacheSettings
 from server.websocket import ChatSocket, accepted_subprotocol, check_origin, refuse
 
 REQUEST = '{"model":"m","messages":[{"role":"user","content":"x"}],"request_id":"a"}'
@@ -74,7 +75,9 @@ def services(chat: Exception | None = None, write: float = 60) -> Services:
             raise chat
         await asyncio.Event().wait()
 
-    settings = SimpleNamespace(server=SimpleNamespace(cors_origins=()), timeouts=SimpleNamespace(write=write))
+    settings = SimpleNamespace(
+        server=SimpleNamespace(cors_origins=()), timeouts=SimpleNamespace(write=write), cache=CacheSettings()
+    )
     authenticator, pipeline = SimpleNamespace(authenticate=authenticate), SimpleNamespace(chat=run)
     return cast(Services, SimpleNamespace(settings=settings, authenticator=authenticator, pipeline=pipeline))
 
