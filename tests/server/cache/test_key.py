@@ -16,6 +16,8 @@ SECRET = b"secret"
 SPECIAL = {  # values of fields whose types do not say what another one is
     "grammar": Grammar(GrammarKind.JSON_SCHEMA, "{}"),
     "seed": 5,
+    "logprobs": 2,
+    "prompt_logprobs": 2,
     "grammar_param": "tools",
     "max_calls": 1,
     "texts": [TextSpan(3, 0)],
