@@ -16,6 +16,7 @@ SECRET = b"secret"
 SPECIAL = {  # values of fields whose types do not say what another one is
     "grammar": Grammar(GrammarKind.JSON_SCHEMA, "{}"),
     "seed": 5,
+    "echo": "x",
     "logprobs": 2,
     "prompt_logprobs": 2,
     "grammar_param": "tools",
