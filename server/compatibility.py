@@ -95,6 +95,8 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[Field]:
     """All of a request's, and those within them that are not simply honoured. Raises Undeclared."""
     if model.model_config.get("extra") != "forbid":
         raise Undeclared(f"{model.__name__} ignores fields that it does not know: make its extra 'forbid'.")
+    if strangers := set(getattr(model, "NO_EFFECT", ())) - model.model_fields.keys():
+        raise Undeclared(f"{model.__name__}.NO_EFFECT names what is no field of it: {', '.join(sorted(strangers))}.")
     for name, info in model.model_fields.items():
         path = prefix + (info.alias or name)
         field = _field(model, name, info, path)

@@ -22,10 +22,10 @@ from server.wire.message_blocks import (
     ToolUseBlock,
 )
 from server.wire.messages import (
-    ChoiceOfAuto,
-    ChoiceOfTool,
     CustomTool,
+    FreeChoice,
     MessagesRequest,
+    NamedChoice,
     PromptFields,
     Thinking,
     ThinkingDisabled,
@@ -158,12 +158,12 @@ def _tools(body: PromptFields) -> dict[str, Any]:
     match body.tool_choice:
         case None:
             return fields
-        case ChoiceOfTool(name=name):
+        case NamedChoice(name=name):
             named = FunctionReference.model_construct(name=name)
             fields["tool_choice"] = NamedTool.model_construct(type="function", function=named)
         case choice:
             fields["tool_choice"] = _CHOICES[choice.type]
-    if isinstance(body.tool_choice, ChoiceOfAuto | ChoiceOfTool) and body.tool_choice.disable_parallel_tool_use:
+    if isinstance(body.tool_choice, FreeChoice | NamedChoice) and body.tool_choice.disable_parallel_tool_use:
         fields["parallel_tool_calls"] = False
     return fields
 

@@ -185,6 +185,7 @@ class ChatCompletionRequest(GenerationFields):
         "service_tier",
     }
     WHERE: ClassVar[Mapping[str, str]] = {
+        **GenerationFields.WHERE,
         "response_format": "the model's engine can hold an answer to a grammar",
         "tools": KNOWS_TOOLS,
         "functions": KNOWS_TOOLS,

@@ -53,26 +53,27 @@ class CustomTool(RequestModel):
     _check_kind = model_validator(mode="before")(_custom_alone)
 
 
-class ChoiceOfAuto(RequestModel):
+class FreeChoice(RequestModel):
     type: Literal["auto", "any"]
     disable_parallel_tool_use: bool | None = None
 
 
-class ChoiceOfTool(RequestModel):
+class NamedChoice(RequestModel):
     type: Literal["tool"]
     name: ToolName
     disable_parallel_tool_use: bool | None = None
 
 
-class ChoiceOfNone(RequestModel):
+class NoChoice(RequestModel):
     type: Literal["none"]
 
 
-ToolChoice = Annotated[ChoiceOfAuto | ChoiceOfTool | ChoiceOfNone, Field(discriminator="type")]
+ToolChoice = Annotated[FreeChoice | NamedChoice | NoChoice, Field(discriminator="type")]
 
 
 class ThinkingEnabled(RequestModel):
-    """How much a model thinks is its own affair: `budget_tokens` is checked, and no more than `max_tokens` binds it."""
+    """How much a model thinks is its own affair: `budget_tokens` is checked, and no more than `max_tokens` binds it.
+    Thoughts are shown as they are where a summary would do."""
 
     NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"budget_tokens"})
 

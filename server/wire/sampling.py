@@ -28,6 +28,7 @@ from server.wire.common import (
 )
 
 ENGINE_HAS_IT = "the model's engine has it"
+TELLS_LOGPROBS = "the model's engine says how likely tokens are"
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Penalty = Annotated[float, AfterValidator(within(-2, 2))]
@@ -50,6 +51,11 @@ class GenerationFields(RequestModel):
     PROMPT_PARAM: ClassVar[str]  # the field that a too long prompt is blamed on
     PROMPT_NOUN: ClassVar[str]
     NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"user", "metadata"})
+    WHERE: ClassVar[Mapping[str, str]] = {
+        "logprobs": f"{TELLS_LOGPROBS}, and words of answers are not masked",
+        "top_logprobs": f"{TELLS_LOGPROBS}, and words of answers are not masked",
+        "best_of": TELLS_LOGPROBS,
+    }
 
     model: ModelName
     max_tokens: TokenCount | None = None

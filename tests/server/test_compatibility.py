@@ -112,8 +112,14 @@ class Vague(RequestModel):
     anything: Any = None
 
 
+class Mistaken(RequestModel):
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"gone"})
+
+
 def test_what_nobody_can_say_is_no_entry() -> None:
     with pytest.raises(Undeclared, match="Lax ignores"):
         list(fields(Lax))
     with pytest.raises(Undeclared, match=r"Vague\.anything"):
         list(fields(Vague))
+    with pytest.raises(Undeclared, match=r"Mistaken.*gone"):
+        list(fields(Mistaken))
