@@ -81,6 +81,9 @@ class _Known:
     def of(cls, new: NewSequence) -> _Known:
         return cls(digest_prompt(new.prompt_token_ids), new.prompt_token_ids, new.sampling)
 
+    def answer(self, index: int, *, repeats: bool) -> int:
+        return self.prompt[index % len(self.prompt)] if repeats else fake_token(self.digest, index)
+
     def prompt_logprobs(self, item: ScheduledSequence, count: int) -> list[TokenLogprobs]:
         """Of the prompt's tokens behind the positions that are computed."""
         return [
@@ -91,7 +94,7 @@ class _Known:
 
 @dataclass(slots=True, frozen=True)
 class FakeOptions:
-    """`options` of a model with engine = "fake". The last four are for tests; 0 is the default."""
+    """`options` of a model with engine = "fake". The last five are for tests; 0 is the default."""
 
     delay_ms: float = 0  # the time that a step takes
     vocab: int = 0  # token ids that it accepts; default 256
@@ -99,6 +102,7 @@ class FakeOptions:
     token_budget: int = 0  # few make chunks of prompts; default 8192
     steps_in_flight: int = 0  # default 1
     fail_at_step: int = 0  # this step raises; default: none
+    repeat_prompt: int = 0  # 1: the answer is the prompt, over and over
 
 
 def read_options(options: dict[str, Any]) -> FakeOptions:
@@ -121,6 +125,7 @@ class FakeEngine(ThreadedStepEngine):
         blocks_each = -(-max_len // BLOCK_SIZE)
         self._delay = options.delay_ms / 1000
         self._steps_to_failure = options.fail_at_step
+        self._repeats = bool(options.repeat_prompt)
         self._known: dict[int, _Known] = {}  # by sequence id
         super().__init__(
             EngineInfo(
@@ -156,7 +161,7 @@ class FakeEngine(ThreadedStepEngine):
             result.prompt_logprobs[item.sequence_id] = known.prompt_logprobs(item, sampling.prompt_logprobs)
         if not item.samples:
             return
-        token = fake_token(known.digest, item.context_len - len(known.prompt))
+        token = known.answer(item.context_len - len(known.prompt), repeats=self._repeats)
         result.tokens[item.sequence_id] = token
         if sampling.logprobs is not None:
             result.logprobs[item.sequence_id] = fake_logprobs(token, token, sampling.logprobs)
