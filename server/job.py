@@ -42,6 +42,8 @@ class Reading:
     max_calls: int | None = None
     mask: str = ""  # the version of the filter's terms
     tells_tokens: bool = False
+    is_json: bool = False  # the answer's words are held to a schema
+    restores: bytes = field(default=b"", repr=False)  # a digest of the values that placeholders stand for
     num_echoed: int = 0  # characters of the prompt that stand before the answer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +86,7 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="sum",
         )
+        self.pii_masked = self._counter("penstock_pii_masked", "Personal data that no model was shown", "kind")
         self.lost_usage = Gauge(
             "penstock_usage_rows_lost",
             "Usage rows that could not be stored",
@@ -133,6 +134,11 @@ class Metrics:
         self.tokens.labels(model, version, "prompt").inc(usage.prompt_tokens)
         self.tokens.labels(model, version, "cached").inc(usage.cached_tokens)
         self.tokens.labels(model, version, "completion").inc(usage.completion_tokens)
+
+    def observe_masked(self, counts: Mapping[str, int]) -> None:
+        """Personal data of one request, by its kind."""
+        for kind, count in counts.items():
+            self.pii_masked.labels(kind).inc(count)
 
     def observe_decision(self, decision: QuotaDecision) -> None:
         if decision.refusal is not None:

@@ -6,13 +6,13 @@ Whatever is wrong with a request is said here, while nothing is held. `server.ge
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.types import SamplingParams, Task, Usage
-from server import logs, tools
+from server import logs, privacy, tools
 from server.cache.answering import answering
 from server.errors import InvalidRequest, Overloaded, UnsupportedParameter
 from server.generation import Generation, Resources
@@ -26,7 +26,9 @@ from server.text.answer import AnswerStream
 from server.text.content_filter import ContentFilter
 from server.text.formats.thinking import OPEN
 from server.text.logprobs import TokenTeller
-from server.text.prompt import client_strings, strings_in
+from server.text.pii.placeholders import Placeholders
+from server.text.prompt import ChatEncoder, client_strings, strings_in
+from server.text.rewriting import Rewriting
 from server.text.stream import TextStream
 from server.text.tokenizer import Tokenizer
 from server.tools import Plan
@@ -36,17 +38,23 @@ from server.wire.completions import CompletionRequest
 from server.wire.prompts import check_token_prompt
 from server.wire.sampling import GenerationFields, resolve
 
+if TYPE_CHECKING:  # what it imports is an optional dependency
+    from server.text.pii.masker import Masker
+
 DRAIN_RETRY_MS = 1000  # by then a load balancer has seen /readyz
 LONG_TEXT = 20_000  # characters; longer ones are filtered and tokenized off the event loop
 
 
 @dataclass(slots=True, frozen=True)
 class _Prompt:
-    """`text` is the same, for engines that take text; `words` as it can stand before an answer."""
+    """`text` is the same, for engines that take text; `words` as it can stand before an answer. `placeholders` are in
+    all of them, and in `stops`."""
 
     token_ids: list[int]
     text: str
+    stops: Sequence[str]
     words: str = ""
+    placeholders: Placeholders | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,6 +63,19 @@ class _Asked:
 
     plan: Plan
     opened: bool
+
+
+@dataclass(slots=True, frozen=True)
+class _Shown:
+    """What the model is shown of a chat request."""
+
+    messages: list[dict[str, Any]]
+    plan: Plan
+    masker: Masker | None = None
+
+    def render(self, encoder: ChatEncoder) -> str:
+        plan = self.plan
+        return encoder.render(self.messages, tools=plan.shown, template_kwargs=plan.template_kwargs)
 
 
 class Pipeline:
@@ -70,7 +91,7 @@ class Pipeline:
     ) -> Generation:
         """Raises APIError when something is wrong with the request; nothing is held yet."""
         deployment = self._generating(caller, body.model)
-        self._check_tellable(body)
+        self._check_tellable(body, deployment)
         messages, plan = _asked(body, deployment)
         prepared = await off_loop_if(
             _is_long(messages, plan), lambda: self._prepare_chat(body, messages, plan, deployment)
@@ -83,7 +104,7 @@ class Pipeline:
         messages, plan = _asked(body, deployment)
 
         def count() -> int:
-            rendered = self._render(messages, plan, deployment)
+            rendered = self._shown(messages, plan, deployment).render(deployment.encoder)
             return len(deployment.encoder.encode_rendered(rendered))
 
         return await off_loop_if(_is_long(messages, plan), count)
@@ -91,52 +112,78 @@ class Pipeline:
     async def completion(self, caller: Caller, body: CompletionRequest) -> Generation:
         """The same for legacy completions."""
         deployment = self._generating(caller, body.model)
-        self._check_tellable(body)
+        self._check_tellable(body, deployment)
         size = sum(map(len, body.prompt))
-        encoded = await off_loop_if(size > LONG_TEXT, lambda: [self._encode(p, deployment) for p in body.prompt])
+        encoded = await off_loop_if(size > LONG_TEXT, lambda: self._encode_all(body, deployment))
         prepared = [self._prepare(body, deployment, prompt) for prompt in encoded]
         return self._generation(caller, body, deployment, prepared, "completions", "cmpl")
 
     def _generating(self, caller: Caller, model: str) -> Deployment:
         return serving(self.router.resolve(model, caller.principal), Task.GENERATE)
 
-    @property
-    def alters_answers(self) -> bool:
-        """Whether clients read something else than the model wrote."""
-        return self._filter.masks_output
+    def alters_answers(self, deployment: Deployment) -> bool:
+        """Whether clients may read something else than the model wrote."""
+        return self._filter.masks_output or deployment.pii is not None
 
-    def _check_tellable(self, body: GenerationFields) -> None:
+    def _check_tellable(self, body: GenerationFields, deployment: Deployment) -> None:
         """What is altered in the text would be read in its tokens."""
-        if body.token_logprobs is not None and self.alters_answers:
+        if body.token_logprobs is not None and self.alters_answers(deployment):
             message = (
                 "Unsupported parameter: 'logprobs'. Words of this model's answers are masked; tokens would show them."
             )
             raise UnsupportedParameter("logprobs", message)
 
-    def _render(self, messages: list[dict[str, Any]], plan: Plan, deployment: Deployment) -> str:
+    def _shown(self, messages: list[dict[str, Any]], plan: Plan, deployment: Deployment) -> _Shown:
+        """The filter reads what the client wrote, the model what is left of it."""
         self._check_content(client_strings(messages), "messages")
         self._check_content(strings_in(plan.shown), "tools")
-        return deployment.encoder.render(messages, tools=plan.shown, template_kwargs=plan.template_kwargs)
+        if (masker := privacy.masker_of(deployment.pii)) is None:
+            return _Shown(messages, plan)
+        plan = privacy.masked_plan(plan, masker)
+        return _Shown(privacy.masked_messages(messages, masker), plan, masker)
 
     def _prepare_chat(
         self, body: ChatCompletionRequest, messages: list[dict[str, Any]], plan: Plan, deployment: Deployment
     ) -> PreparedPrompt:
-        encoder = deployment.encoder
-        rendered = self._render(messages, plan, deployment)
+        encoder, shown = deployment.encoder, self._shown(messages, plan, deployment)
+        rendered, stops, masker = shown.render(encoder), body.stop, shown.masker
+        if masker is not None:
+            stops = privacy.masked_stops(stops, masker)
+            self._resources.metrics.observe_masked(masker.counts)
         text = encoder.as_text(rendered) if deployment.takes_text else ""
-        prompt = _Prompt(encoder.encode_rendered(rendered), text)
-        return self._prepare(body, deployment, prompt, _Asked(plan, opened=rendered.rstrip().endswith(OPEN)))
+        prompt = _Prompt(
+            encoder.encode_rendered(rendered), text, stops, placeholders=masker.placeholders if masker else None
+        )
+        return self._prepare(body, deployment, prompt, _Asked(shown.plan, opened=rendered.rstrip().endswith(OPEN)))
 
-    def _encode(self, prompt: str | list[int], deployment: Deployment) -> _Prompt:
-        tokenizer, takes_text = deployment.tokenizer, deployment.takes_text
+    def _encode_all(self, body: CompletionRequest, deployment: Deployment) -> list[_Prompt]:
+        if (masker := privacy.masker_of(deployment.pii)) is None:
+            return [self._encode(prompt, body.stop, deployment) for prompt in body.prompt]
+        texts = [self._masked_prompt(prompt, masker) for prompt in body.prompt]
+        stops = privacy.masked_stops(body.stop, masker)
+        self._resources.metrics.observe_masked(masker.counts)
+        encoded = (self._encode_text(text, stops, deployment) for text in texts)
+        return [replace(prompt, placeholders=masker.placeholders) for prompt in encoded]
+
+    def _encode(self, prompt: str | list[int], stops: Sequence[str], deployment: Deployment) -> _Prompt:
         if isinstance(prompt, str):
             self._check_content([prompt], "prompt")
-            return _Prompt(tokenizer.encode(prompt, add_special_tokens=True), prompt if takes_text else "", prompt)
+            return self._encode_text(prompt, stops, deployment)
         check_token_prompt(prompt, deployment.limits.vocab_size)
-        self._check_content([tokenizer.decode(prompt)], "prompt")
+        self._check_content([deployment.tokenizer.decode(prompt)], "prompt")
         # Half a character at its end is completed by the answer.
-        words = tokenizer.detokenizer().add(prompt)
-        return _Prompt(prompt, deployment.encoder.ids_as_text(prompt) if takes_text else "", words)
+        words = deployment.tokenizer.detokenizer().add(prompt)
+        return _Prompt(prompt, deployment.encoder.ids_as_text(prompt) if deployment.takes_text else "", stops, words)
+
+    def _encode_text(self, text: str, stops: Sequence[str], deployment: Deployment) -> _Prompt:
+        token_ids = deployment.tokenizer.encode(text, add_special_tokens=True)
+        return _Prompt(token_ids, text if deployment.takes_text else "", stops, text)
+
+    def _masked_prompt(self, prompt: str | list[int], masker: Masker) -> str:
+        if not isinstance(prompt, str):
+            raise privacy.refuse_tokens("prompt")
+        self._check_content([prompt], "prompt")
+        return masker.text(prompt)
 
     def _check_content(self, texts: Iterable[str], param: str) -> None:
         for text in texts:
@@ -155,9 +202,9 @@ class Pipeline:
             sampling = replace(sampling, grammar=grammar)
         echo = prompt.words if body.echoes else None
 
-        reading = self._reading(body, sampling, asked, echo)
+        reading = self._reading(body, sampling, asked, prompt)
         echoed = prompt.token_ids if echo is not None else []
-        new_stream = partial(_new_stream, reading, deployment, self._filter, echoed)
+        new_stream = partial(_new_stream, reading, deployment, self._filter, prompt.placeholders, echoed)
 
         def count_tokens(text: str) -> int:
             return len(deployment.tokenizer.encode(text, add_special_tokens=False))
@@ -174,19 +221,26 @@ class Pipeline:
         )
 
     def _reading(
-        self, body: GenerationFields, sampling: SamplingParams, asked: _Asked | None, echo: str | None
+        self, body: GenerationFields, sampling: SamplingParams, asked: _Asked | None, prompt: _Prompt
     ) -> Reading:
         reading = Reading(
-            tuple(body.stop),
+            tuple(prompt.stops),
             sampling.min_tokens,
             mask=self._filter.mask_version,
             tells_tokens=body.token_logprobs is not None,
-            num_echoed=len(echo or ""),
+            num_echoed=len(prompt.words) if body.echoes else 0,
+            restores=prompt.placeholders.digest() if prompt.placeholders else b"",
         )
         if asked is None:
             return reading
-        max_calls = None if asked.plan.parallel else 1
-        return replace(reading, is_chat=True, tool_names=asked.plan.names, opened=asked.opened, max_calls=max_calls)
+        return replace(
+            reading,
+            is_chat=True,
+            tool_names=asked.plan.names,
+            opened=asked.opened,
+            max_calls=None if asked.plan.parallel else 1,
+            is_json=asked.plan.schema is not None,
+        )
 
     def _generation(
         self,
@@ -221,7 +275,11 @@ class Pipeline:
 
 
 def _new_stream(
-    reading: Reading, deployment: Deployment, content_filter: ContentFilter, echoed: list[int]
+    reading: Reading,
+    deployment: Deployment,
+    content_filter: ContentFilter,
+    placeholders: Placeholders | None,
+    echoed: list[int],
 ) -> AnswerStream:
     """Its text is that of the new tokens alone, as transformers decodes them, unless the prompt stands before."""
     form, tokenizer = deployment.form, deployment.tokenizer
@@ -230,9 +288,10 @@ def _new_stream(
     visible = {specials[marker]: marker.encode() for marker in form.markers if marker in specials}
     detokenizer = tokenizer.detokenizer(visible)
     detokenizer.add(echoed)
-    text = TextStream(detokenizer, reading.stop, content_filter.output_mask(), reading.min_tokens)
+    text = TextStream(detokenizer, reading.stop, reading.min_tokens)
     tokens = _token_teller(reading, tokenizer, visible) if reading.tells_tokens else None
-    return AnswerStream(text, reader, form.new_call_id, reading.max_calls, tokens)
+    rewriting = Rewriting(content_filter, placeholders, reading.is_json, reading.tool_names)
+    return AnswerStream(text, reader, form.new_call_id, reading.max_calls, tokens, rewriting.rewriter())
 
 
 def _token_teller(reading: Reading, tokenizer: Tokenizer, visible: dict[int, bytes]) -> TokenTeller:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batching.child import start_all
 from batching.client import WorkerClient
@@ -17,7 +18,7 @@ from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
 from engines.base import EngineError
 from engines.types import Continuation, EngineConfig, EngineInfo, Task, VectorInfo
-from server import model_files
+from server import model_files, privacy
 from server.model_state import ModelState, Phase, Standing, starting, unloaded
 from server.settings import ModelSettings, Settings
 from server.text.chat_template import ChatTemplate
@@ -26,6 +27,9 @@ from server.text.prompt import ChatEncoder
 from server.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from server.text.tokenizer_files import read_json
 from server.wire.sampling import ModelLimits, SamplingDefaults
+
+if TYPE_CHECKING:  # what it imports is an optional dependency
+    from server.text.pii.detector import Detector
 
 LinkMaker = Callable[[WorkerConfig, str], WorkerLink]
 """Start a worker so configured, or connect to it if somebody else starts it; the name of its replica is for logs."""
@@ -77,6 +81,7 @@ class Deployment:
     task: Task = Task.GENERATE
     vectors: VectorInfo | None = None  # of the other tasks
     form: Format = PLAIN  # in which the model answers
+    pii: Detector | None = None  # of what the model is not shown
     created: int = field(default_factory=lambda: int(time.time()))
     state: ModelState = field(default_factory=ModelState)
 
@@ -151,7 +156,8 @@ class Registry:
         await start_all(links)
         try:
             _check_alike(model, links)
-            return _deployment(model, folder, encoder, [Replica(link) for link in links])
+            pii = privacy.detector_of(model, self._settings.pii)
+            return _deployment(model, folder, encoder, [Replica(link) for link in links], pii)
         except BaseException:
             await asyncio.gather(*(link.stop() for link in links))
             raise
@@ -203,7 +209,11 @@ def _succeeded(task: asyncio.Task[Deployment]) -> bool:
 
 
 def _deployment(
-    model: ModelSettings, folder: Path | None, encoder: ChatEncoder, replicas: Sequence[Replica]
+    model: ModelSettings,
+    folder: Path | None,
+    encoder: ChatEncoder,
+    replicas: Sequence[Replica],
+    pii: Detector | None,
 ) -> Deployment:
     info = replicas[0].link.info
     assert info is not None
@@ -220,6 +230,7 @@ def _deployment(
         task=info.task,
         vectors=info.vectors,
         form=of_templates(encoder.template.sources),
+        pii=pii,
     )
 
 

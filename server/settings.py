@@ -50,6 +50,8 @@ from server.settings_types import (
     DataDir,
     HostPorts,
     Name,
+    PatternName,
+    PiiKinds,
     RedisURL,
     Seconds,
     Text,
@@ -57,6 +59,7 @@ from server.settings_types import (
     TritonVersion,
     Version,
 )
+from server.text.pii.kinds import Kind
 
 SECRET_KEYS = ("admin_key", "api_key", "key_pepper")
 
@@ -104,6 +107,7 @@ class ModelSettings(_Section):
     task: Literal["auto", "generate", "embed", "score"] = "auto"  # auto: as the model's files say
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"  # of token vectors; auto: as the files say, else the mean
     matryoshka: bool = False  # requests may ask for fewer dimensions, whatever the files say
+    pii: bool | None = None  # whether personal data is masked; None: as [pii] says
     options: dict[str, Any] = Field(default_factory=dict)  # of this engine kind alone
 
     @property
@@ -146,6 +150,12 @@ class FilterSettings(_Section):
     block_input: Texts = ()
     mask_output: Texts = ()
     categories: dict[Category, Texts] = Field(default_factory=dict)  # of /v1/moderations alone
+
+
+class PiiSettings(_Section):
+    enabled: bool = False  # for models that do not say themselves
+    kinds: PiiKinds = tuple(Kind)
+    patterns: dict[PatternName, Text] = Field(default_factory=dict)  # more kinds, by their names; RE2's syntax
 
 
 class TimeoutSettings(_Section):
@@ -198,6 +208,7 @@ class _Document(_Section):
     routing: RoutingSettings = RoutingSettings()
     quota: _QuotaTable = _QuotaTable()
     filter: FilterSettings = FilterSettings()
+    pii: PiiSettings = PiiSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     limits: LimitSettings = LimitSettings()
     files: FileSettings = FileSettings()
@@ -228,6 +239,7 @@ class Settings:
     routing: RoutingSettings
     quota: QuotaSettings
     filter: FilterSettings
+    pii: PiiSettings
     timeouts: TimeoutSettings
     limits: LimitSettings
     files: FileSettings
@@ -308,6 +320,22 @@ def _check(document: _Document) -> None:
     for i, model in enumerate(document.models):
         _check_model(document, i, model)
     _check_routing(document)
+    _check_pii(document)
+
+
+def _check_pii(document: _Document) -> None:
+    """Patterns are tried at the start, by a package that only they need."""
+    if not (document.pii.patterns or document.pii.enabled or any(model.pii for model in document.models)):
+        return
+    try:
+        from server.text.pii.patterns import PatternError, bounded
+    except ImportError as error:
+        raise Problem(("pii",), str(error)) from None
+    for name, pattern in document.pii.patterns.items():
+        try:
+            bounded(pattern)
+        except PatternError as error:
+            raise Problem(("pii", "patterns", name), str(error)) from None
 
 
 def _check_cache(cache: CacheSettings, server: ServerSettings) -> None:
@@ -354,6 +382,7 @@ def _settings(document: _Document, quota: QuotaSettings, secrets: Secrets, warni
         routing=document.routing,
         quota=quota,
         filter=document.filter,
+        pii=document.pii,
         timeouts=document.timeouts,
         limits=document.limits,
         files=document.files,

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from server.settings_layers import shown, value_error
 from server.text.content_filter import CATEGORIES
+from server.text.pii.kinds import Kind
 
 HOST_PORT = r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}"
 
@@ -36,6 +37,15 @@ def _one_of(names: tuple[str, ...]) -> AfterValidator:
     def check(text: str) -> str:
         if text not in names:
             raise value_error(f"expected one of {', '.join(names)}, got {shown(text)}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _pattern_name() -> AfterValidator:
+    def check(text: str) -> str:
+        if not re.fullmatch("[a-z][a-z0-9_]{0,31}", text) or text in (*Kind, "text"):
+            raise value_error(f"expected a name of its own, in small letters, digits and _, got {shown(text)}")
         return text
 
     return AfterValidator(check)
@@ -83,3 +93,5 @@ TritonVersion = Annotated[str, _empty_or("[0-9]+", 'one of Triton\'s own, an int
 DataDir = Annotated[Path, Field(strict=False), AfterValidator(_expanded)]
 RedisURL = Annotated[str, _starts_with("redis://", "rediss://", "unix://")]
 Category = Annotated[str, _one_of(CATEGORIES)]
+PiiKinds = Annotated[tuple[Annotated[str, _one_of(tuple(Kind))], ...], Field(strict=False)]
+PatternName = Annotated[str, _pattern_name()]

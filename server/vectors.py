@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.types import SamplingParams, Task, TextRow, TextSpan, VectorInfo
+from server import privacy
 from server.cache.answering import answering
 from server.errors import InvalidRequest, Overloaded, UnsupportedParameter
 from server.generation import Generation, Resources
@@ -70,7 +71,10 @@ class VectorPipeline:
         tokenizer = deployment.tokenizer
         if isinstance(prompt, str):
             self._check_content(prompt, param)
-            ids = tokenizer.encode(prompt, vectors_of(deployment).adds_special_tokens) if prompt else []
+            (text,) = self._masked([prompt], deployment)
+            ids = tokenizer.encode(text, vectors_of(deployment).adds_special_tokens) if text else []
+        elif deployment.pii is not None:
+            raise privacy.refuse_tokens(param)
         else:
             check_token_prompt(prompt, deployment.limits.vocab_size, param)
             self._check_content(tokenizer.decode(prompt), param)
@@ -85,7 +89,7 @@ class VectorPipeline:
         for side in (comparison.left, comparison.right):
             self._check_side(side)
         pairs = zip(comparison.lefts(), comparison.right.texts, strict=True)
-        rows = (deployment.tokenizer.encode_pair(left, right) for left, right in pairs)
+        rows = (deployment.tokenizer.encode_pair(*self._masked(pair, deployment)) for pair in pairs)
         return [_checked(row, comparison.right.name(i), deployment) for i, row in enumerate(rows)]
 
     def _check_side(self, side: Side) -> None:
@@ -93,6 +97,14 @@ class VectorPipeline:
             if not text:
                 raise _empty(side.name(index))
             self._check_content(text, side.name(index))
+
+    def _masked(self, texts: Sequence[str], deployment: Deployment) -> Sequence[str]:
+        """As the model is shown texts that it sees together. Others beside them in a request change nothing."""
+        if (masker := privacy.masker_of(deployment.pii)) is None:
+            return texts
+        masked = [masker.text(text) for text in texts]
+        self._resources.metrics.observe_masked(masker.counts)
+        return masked
 
     def _check_content(self, text: str, param: str) -> None:
         if self._filter.check(text) is not None:

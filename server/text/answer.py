@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from engines.types import TokenLogprobs
 from server.text.formats.events import Arguments, CallBegin, Content, Event, Reader, Reasoning, merged
@@ -38,10 +39,20 @@ class AnswerPiece:
         return not (self.text or self.reasoning or self.calls)
 
 
+class Rewriter(Protocol):
+    """What a client reads in the place of what the model wrote."""
+
+    def of(self, piece: AnswerPiece) -> AnswerPiece: ...
+
+    def finish(self) -> AnswerPiece:
+        """At the end of an answer that no stop string has ended: what was held back."""
+
+
 @dataclass(slots=True)
 class AnswerStream:
     """`reader` knows the model's format; None where the answer is its text. `max_calls` bounds what is told of.
     `tokens` learns which words are the answer's, where somebody wants to know of their tokens.
+    `rewriter` comes last: nothing leaves without it.
 
     Words and reasoning of one piece keep their order: reasoning comes first in every format, calls last.
     """
@@ -51,22 +62,33 @@ class AnswerStream:
     new_call_id: Callable[[], str] = lambda: ""
     max_calls: int | None = None
     tokens: TokenTeller | None = None
+    rewriter: Rewriter | None = None
     num_reasoning_tokens: int = 0
     num_calls: int = field(default=0, init=False)
 
     def echo(self, text: str) -> AnswerPiece:
-        """What stands before the answer."""
-        return AnswerPiece(self.text.echo(text))
+        """What stands before the answer, as the model was shown it; no stop string counts in it."""
+        return self._rewritten(AnswerPiece(text))
 
     def add(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> AnswerPiece:
         """`logprobs` of all of them, if there are `tokens`."""
         if self.tokens is None:
-            return self._add(token_ids)
+            return self._rewritten(self._add(token_ids))
         pieces = []
         for token_id, logprob in zip(token_ids, logprobs, strict=True):  # one by one, to tell who made which text
             self.tokens.add(token_id, logprob)
             pieces.append(self._add([token_id]))
-        return joined(pieces)
+        return self._rewritten(joined(pieces))
+
+    def add_text(self, text: str, num_tokens: int) -> AnswerPiece:
+        return self._rewritten(self._add_text(text, num_tokens))
+
+    def finish(self) -> AnswerPiece:
+        piece = self._rewritten(self._finish())
+        return piece if self.rewriter is None else joined([piece, self.rewriter.finish()])
+
+    def _rewritten(self, piece: AnswerPiece) -> AnswerPiece:
+        return piece if self.rewriter is None else self.rewriter.of(piece)
 
     def _add(self, token_ids: Sequence[int]) -> AnswerPiece:
         if self.reader is None:
@@ -77,14 +99,14 @@ class AnswerStream:
             pieces.append(self._read(self.text.add([token_id]), self.reader))
         return joined(pieces)
 
-    def add_text(self, text: str, num_tokens: int) -> AnswerPiece:
+    def _add_text(self, text: str, num_tokens: int) -> AnswerPiece:
         piece = self.text.add_text(text, num_tokens)
         if self.reader is None:
             return self._plain(piece)
         self.num_reasoning_tokens += num_tokens if self.reader.is_reasoning else 0
         return self._read(piece, self.reader)
 
-    def finish(self) -> AnswerPiece:
+    def _finish(self) -> AnswerPiece:
         piece = self.text.finish()
         if self.reader is None:
             return self._plain(piece)

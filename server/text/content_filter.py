@@ -3,6 +3,8 @@
 A term matches wherever its letters stand, inside words too ("ass" is in "class"): the operator writes " ass " to
 mean a word. Case is folded as Unicode does it (ß = ss, İ = i + a dot above); accents and look-alikes are not. A
 character whose folded form lies only partly in a match belongs to the match.
+
+`OutputMask` hides terms in one text; `server.text.rewriting` has one for each text that a client puts together.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from server.text.literals import trie_pattern
 
 MASK = "***"
+_JSON_WORDS = ("true", "false", "null", "e")  # the letters of JSON outside of its strings; 1e5 is a number
 BLOCKLIST = "blocklist"  # the category of `block_input`, which OpenAI has not
 CATEGORIES = (  # OpenAI's
     "harassment",
@@ -56,6 +59,8 @@ class ContentFilter:
         """`categories`: terms by OpenAI's name of a category; they are told of, and refuse nothing."""
         self._block = _Terms(block_input) if any(block_input) else None
         self._mask = _Terms(mask_output) if any(mask_output) else None
+        bare = [term for term in mask_output if not _may_be_json(term)]
+        self._bare_mask = _Terms(bare) if bare else None
         self._categories = {name: _Terms(terms) for name, terms in (categories or {}).items() if any(terms)}
 
         folded = sorted(self._mask.names) if self._mask is not None else []
@@ -84,20 +89,34 @@ class ContentFilter:
         return self._mask is not None
 
     def output_mask(self) -> OutputMask | None:
-        """One answer's mask; None when nothing is masked."""
+        """For one text of an answer; None when nothing is masked."""
         return OutputMask(self._mask) if self._mask is not None else None
+
+    def bare_mask(self) -> OutputMask | None:
+        """For JSON outside of its strings: no number or bracket is hidden, which would break it."""
+        return OutputMask(self._bare_mask) if self._bare_mask is not None else None
+
+
+def _may_be_json(term: str) -> bool:
+    """Whether it can stand in valid JSON outside of strings."""
+    return all(any(letters in word for word in _JSON_WORDS) for letters in re.findall(r"[^\W\d_]+", term.casefold()))
 
 
 class OutputMask:
     """Puts `***` for each term in a text that arrives in pieces; the other text stays as it is.
 
     The leftmost term is replaced first, the longest of those that start there. Text is held back while it may be
-    the beginning of a term, or of a longer one than it already is.
+    the beginning of a term, or of a longer one than it already is: less than the longest term's length.
     """
 
     def __init__(self, terms: _Terms) -> None:
         self._terms = terms
-        self._held = ""
+        self._held = ""  # what may be the beginning of a term,
+        self._num_sent = 0  # and how much of it has been let out already
+
+    @property
+    def num_held(self) -> int:
+        return len(self._held) - self._num_sent
 
     def feed(self, text: str) -> str:
         if not self._held and not self._terms.first_letters(text.casefold()):
@@ -105,21 +124,22 @@ class OutputMask:
         return self._advance(self._held + text, last=False)
 
     def flush(self) -> str:
-        """At the end of the answer: what was held back."""
+        """What was held back. Should the text go on, a term that was let out in part is masked from there on."""
         return self._advance(self._held, last=True) if self._held else ""
 
     def _advance(self, text: str, *, last: bool) -> str:
-        folded = _Folded(text)
+        folded, sent = _Folded(text), self._num_sent
         done: list[str] = []
         position = 0  # in folded text, at the start of a character
-        limit = len(folded.text) if last else self._first_open(folded.text, 0)
-        while (match := self._terms.search(folded.text, position)) and match.start() < limit:
-            done += text[folded.first(position) : folded.first(match.start())], MASK
+        first_open = self._first_open(folded.text, 0)
+        while (match := self._terms.search(folded.text, position)) and (last or match.start() < first_open):
+            done += text[max(sent, folded.first(position)) : folded.first(match.start())], MASK
             position = folded.start_after(match.end())
-            limit = len(folded.text) if last else self._first_open(folded.text, position)
-        hold = len(text) if limit == len(folded.text) else folded.first(limit)
-        self._held = text[hold:]
-        return "".join([*done, text[folded.first(position) : hold]])
+            first_open = self._first_open(folded.text, position)
+        hold = folded.first(first_open)
+        end = len(text) if last else max(sent, hold)
+        self._held, self._num_sent = text[hold:], end - hold
+        return "".join([*done, text[max(sent, folded.first(position)) : end]])
 
     def _first_open(self, text: str, position: int) -> int:
         """The first place from which the text's end may grow into a term; the text's length if there is none."""

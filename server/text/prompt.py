@@ -85,10 +85,10 @@ class ChatEncoder:
 
 
 def client_strings(messages: Sequence[Message]) -> Iterator[str]:
-    """What the client wrote and the model may read: contents, names and ids, and the arguments of tool calls, both as
-    the JSON text they came as and as the names and values which that stands for."""
+    """What the client wrote and the model may read: contents, reasoning, names and ids, and the arguments of tool
+    calls, both as the JSON text they came as and as the names and values which that stands for."""
     for message in messages:
-        yield from _as_encoded([message.get(key) for key in ("content", "name", "tool_call_id")])
+        yield from _as_encoded([message.get(key) for key in ("content", "reasoning_content", "name", "tool_call_id")])
         for form in (message, parse_arguments(message)):
             for call in form.get("tool_calls") or ():
                 yield from _as_encoded([call.get("id"), *call["function"].values()])

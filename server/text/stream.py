@@ -1,11 +1,10 @@
-"""One answer's way from token ids, or an engine's text, to what its client reads."""
+"""One answer's way from token ids, or an engine's text, to its text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.text.content_filter import OutputMask
 from server.text.detokenizer import IncrementalDetokenizer
 from server.text.stop import StopMatcher
 
@@ -23,37 +22,24 @@ class TextPiece:
 
 
 class TextStream:
-    """Detokenizes, then looks for stop strings, then masks.
+    """Detokenizes, then looks for stop strings: in what the model wrote, whatever its client reads of it.
 
-    Stop strings are sought in what the model wrote, so that masking can't hide or make one; masking comes last, so
-    that nothing leaves unmasked. One object an answer; not for several threads at once.
+    One object an answer; not for several threads at once.
 
     As in vLLM, no stop string counts before `min_tokens` tokens: it is sought in the text that comes after them.
     """
 
-    __slots__ = ("_detokenizer", "_mask", "_num_unstoppable", "_over", "_plain", "_stop")
+    __slots__ = ("_detokenizer", "_num_unstoppable", "_over", "_stop")
 
-    def __init__(
-        self,
-        detokenizer: IncrementalDetokenizer,
-        stops: Sequence[str] = (),
-        mask: OutputMask | None = None,
-        min_tokens: int = 0,
-    ) -> None:
+    def __init__(self, detokenizer: IncrementalDetokenizer, stops: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._detokenizer = detokenizer
         self._stop = StopMatcher(stops) if any(stops) else None
-        self._mask = mask
-        self._plain = self._stop is None and mask is None
         self._num_unstoppable = min_tokens if self._stop is not None else 0  # tokens still to come
         self._over = False
 
-    def echo(self, text: str) -> str:
-        """What stands before the answer, first of all: no stop string counts in it."""
-        return text if self._mask is None else self._mask.feed(text)
-
     def add(self, ids: Sequence[int]) -> TextPiece:
         """The text that these ids let out; may be empty. After a stop everything is."""
-        if self._plain:
+        if self._stop is None:
             return TextPiece(self._detokenizer.add(ids))
         if self._num_unstoppable:
             return self._add_unstoppable(ids)
@@ -61,19 +47,18 @@ class TextStream:
 
     def add_text(self, text: str, num_tokens: int) -> TextPiece:
         """The same for an engine that gives text: what `num_tokens` tokens add. `add` and this do not mix."""
-        if self._plain:
+        if self._stop is None:
             return TextPiece(text)
         if not self._num_unstoppable:
             return self._step(text, last=False)
         # Where in the text the last token without a right to stop ends, nobody knows: it counts as a whole.
         self._num_unstoppable = max(0, self._num_unstoppable - num_tokens)
-        return TextPiece(text if self._mask is None else self._mask.feed(text))
+        return TextPiece(text)
 
     def _add_unstoppable(self, ids: Sequence[int]) -> TextPiece:
         early, later = ids[: self._num_unstoppable], ids[self._num_unstoppable :]
         self._num_unstoppable -= len(early)
         text = self._detokenizer.add(early)
-        text = text if self._mask is None else self._mask.feed(text)
         rest = self.add(later) if later else TextPiece("")
         return TextPiece(text + rest.text, rest.stop)
 
@@ -91,6 +76,4 @@ class TextStream:
             if last and stop is None:
                 text += self._stop.flush()
         self._over = last or stop is not None
-        if self._mask is not None:
-            text = self._mask.feed(text) + (self._mask.flush() if self._over else "")
         return TextPiece(text, stop)

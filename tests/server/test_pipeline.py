@@ -37,6 +37,7 @@ from server.wire.completions import CompletionRequest
 from server.wire.sampling import ModelLimits
 
 LIMITS = ModelLimits(context=100_000, vocab_size=256, max_tokens_default=16)
+NOTHING: dict[str, Any] = {"replicas": [], "fingerprint": "fp"}
 
 
 class WatchedEncoder(ChatEncoder):
@@ -56,25 +57,28 @@ class House:
         terms: Sequence[str] = ("blocked",),
         system_prompt: str = "",
         masked: Sequence[str] = ("masked",),
-        limits: ModelLimits = LIMITS,
+        **deployment: Any,
     ) -> None:
         self.draining = False
         encoder = WatchedEncoder(ByteTokenizer(), ChatTemplate.contents_only(system_prompt))
-        deployment = Deployment("m", "1", encoder, limits, [], "fp")
-        registry = cast(Registry, SimpleNamespace(deployments={"m@1": deployment}))
+        served = Deployment(
+            **{"model": "m", "version": "1", "encoder": encoder, "limits": LIMITS, **NOTHING, **deployment}
+        )
+        registry = cast(Registry, SimpleNamespace(deployments={"m@1": served}))
         plans = PlanBook({"default": Plan("default")}, cast(Any, None))
         entitlement = Entitlement(MemoryLedger(), plans, lambda decision: None)
-        resources = Resources(
+        self.metrics = Metrics()
+        self.resources = Resources(
             entitlement=entitlement,
             leases=cast(Any, None),
-            metrics=Metrics(),
+            metrics=self.metrics,
             timeouts=TimeoutSettings(),
             finished=lambda record, caller: None,
             salt_key=b"salt",
             is_draining=lambda: self.draining,
         )
         router = Router(registry, RoutingSettings())
-        self.pipeline = Pipeline(router, ContentFilter(terms, masked), resources)
+        self.pipeline = Pipeline(router, ContentFilter(terms, masked), self.resources)
         principal = Principal("acct", "acme", "key", KeyKind.API, None, features, "default", {}, {}, None)
         self.caller = Caller(principal, "req-1", "/v1/chat/completions", frozenset({"websocket"}))
 

@@ -277,6 +277,8 @@ def test_the_example_shows_every_key() -> None:
     assert set(table["server"]) == set(module.SERVER_KEYS)
     assert set(table["timeouts"]) == set(module.TimeoutSettings.model_fields)
     assert set(table["limits"]) == set(module.LimitSettings.model_fields)
+    assert set(table["pii"]) == set(module.PiiSettings.model_fields)
+    assert set(table["pii"]["kinds"]) == set(module.PiiSettings().kinds)
     triton = {"url", "triton_model", "triton_version", "tokenizer"}
     assert set(table["models"][0]) | triton == set(module.ModelSettings.model_fields)
 
@@ -297,11 +299,22 @@ RPN = "quota.plans.default.account.rpn: unknown limit, expected one of " + ", ".
 FILE_ERRORS = [
     ("port = ", "not valid TOML: Invalid value (at end of document)"),
     ("[server]\nport = 1\nport = 2\n", "not valid TOML: Cannot overwrite a value (at line 3, column 9)"),
+    ('[pii]\nkinds = ["mail"]', 'pii.kinds[0]: expected one of api_key, email, iban, ip, card, phone, got "mail"'),
+    (
+        '[pii.patterns]\nemail = "x"',
+        'pii.patterns.email: expected a name of its own, in small letters, digits and _, got "email"',
+    ),
+    (
+        '[pii.patterns]\nstaff = "EMP-[0-9]+"',
+        "pii.patterns.staff: expected bounded repetition: {0,64} in the place of * and {1,64} in that of +",
+    ),
+    ('[pii.patterns]\nstaff = "("', "pii.patterns.staff: not a pattern of RE2: missing ): ("),
     ("[serer]", 'serer: unknown key, did you mean "server"?'),
     ("[server]\nprot = 1", 'server.prot: unknown key, did you mean "port"?'),
     (
         "[keys]",
-        "keys: unknown key, expected one of server, models, routing, quota, filter, timeouts, limits, files, cache",
+        "keys: unknown key, expected one of server, models, routing, quota, filter, pii, timeouts, limits, files, "
+        "cache",
     ),
     ('[server]\nport = "80"', 'server.port: expected a valid integer, got "80"'),
     ("[server]\nport = true", "server.port: expected a valid integer, got true"),
