@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA := .data
 ARGS ?=
+# How many files `make test` tests at a time.
+JOBS ?= 2
 SBIN := :/usr/sbin
 
 # A file that a failed line left behind would pass for a made one.
@@ -30,7 +32,7 @@ serve: setup $(DATA)/dev-key
 
 test: setup test-servers
 	@$(MAKE) --no-print-directory .triton/.installed || echo "No Triton server here: its tests are skipped."
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # Servers that tests start for themselves, on ports of their own. Root gets what is missing from Debian's or Ubuntu's
 # packages; elsewhere the tests that need it are skipped, and say so.

@@ -93,7 +93,8 @@ def make_request(
     request = GenerationRequest(
         request_id, account, list(prompt), sampling, arrival, deadline, priority=priority, cache_salt=salt, group=group
     )
-    return replace(request, output_token_ids=oracle_answer(request, max_tokens + FAR)[0][:-1][:num_begun])
+    begun, _ = oracle_answer(request, len(request.prompt_token_ids) + num_begun + 1)
+    return replace(request, output_token_ids=begun[:-1])
 
 
 def oracle_token(prompt: Sequence[int], index: int) -> int:

@@ -87,7 +87,7 @@ async def test_an_abort_is_answered_at_once_and_frees_the_space():
         bench.add("next", [2], max_tokens=2)
         await eventually(lambda: "next" in bench.ends)
         await eventually(lambda: not bench.batcher._in_flight)
-        assert not bench.engine._prompts.keys() - {1}, "the engine was told"
+        assert not bench.engine._known.keys() - {1}, "the engine was told"
 
 
 async def test_a_request_that_can_not_run_is_answered():

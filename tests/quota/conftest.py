@@ -43,18 +43,21 @@ def clock() -> Clock:
     return Clock()
 
 
+PATIENCE = 5.0  # seconds: what a step means is tested here, not how long it may take on a busy machine
+
+
 class AuditedRedisLedger(RedisLedger):
     """Reads its own audit log after each step, and leaves no key behind."""
 
     def __init__(self, url: str, on_record: Callable[[AuditRecord], None], **options: Any) -> None:
-        super().__init__(url, audit=True, **options)
+        super().__init__(url, audit=True, timeout=PATIENCE, **options)
         self._on_record = on_record
         self._read_up_to: dict[str, str] = {}
         self._reading = asyncio.Lock()
 
-    async def _run(self, script: str, account: str, *arguments: str | bytes | int, nonce: str = "") -> Any:
+    async def _run(self, step: str, account: str, *arguments: str | bytes | int, nonce: str = "") -> Any:
         try:
-            return await super()._run(script, account, *arguments, nonce=nonce)
+            return await super()._run(step, account, *arguments, nonce=nonce)
         finally:
             await self._pass_on(account)
 

@@ -31,7 +31,7 @@ LAYERS = (Layer(Level.ACCOUNT, "", FULL), Layer(Level.KEY, "k1", FULL))
 
 @pytest.fixture
 async def ledger(redis_url: str, prefix: str, clock: Clock) -> AsyncIterator[RedisLedger]:
-    ledger = RedisLedger(f"{redis_url}/1", prefix=prefix, clock=clock, audit=True)
+    ledger = RedisLedger(f"{redis_url}/1", prefix=prefix, clock=clock, audit=True, timeout=5)
     await ledger._link.ask("FLUSHDB")
     yield ledger
     await ledger.close()

@@ -58,7 +58,7 @@ def random_call(rng: random.Random, now: int) -> tuple[str, list[Any]]:
 
 async def test_random_calls_change_nothing_when_they_fail(redis_url: str, prefix: str, clock: Clock) -> None:
     """Check 4: a function is not rolled back, so an error must come before its first write."""
-    ledger = RedisLedger(f"{redis_url}/1", prefix=prefix, clock=clock)
+    ledger = RedisLedger(f"{redis_url}/1", prefix=prefix, clock=clock, timeout=5)
     rng, library = random.Random(4), load_library(LEASE_MS, audit=True)
     outcomes: Tally[tuple[str, bool]] = Tally()
     before, wrong = b"", []
