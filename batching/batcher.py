@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -43,6 +44,8 @@ class Decides(Protocol[Plan, ResultIn]):
 
     def update(self, plan: Plan, result: ResultIn) -> list[OutputDelta]: ...
 
+    def pause(self, now: float) -> float | None: ...
+
     def snapshot(self) -> WorkerStats: ...
 
 
@@ -78,8 +81,7 @@ class Batcher(Generic[Plan, Result]):
         while True:
             self._submit_steps()
             if not self._in_flight:
-                await self._wake.wait()
-                self._wake.clear()
+                await self._rest()
                 continue
             plan, future = self._in_flight.popleft()
             started = time.monotonic()
@@ -87,6 +89,12 @@ class Batcher(Generic[Plan, Result]):
             self._scheduler.stats.step_seconds += time.monotonic() - started
             if deltas := self._scheduler.update(plan, result):
                 self._deliver(deltas)
+
+    async def _rest(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._scheduler.pause(time.monotonic())):
+                await self._wake.wait()
+        self._wake.clear()
 
     def _submit_steps(self) -> None:
         now = time.monotonic()

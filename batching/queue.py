@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-from engines.types import GenerationRequest
+from engines.types import BACKGROUND_PRIORITY, GenerationRequest
 
 INPUT_WEIGHT = 1
 OUTPUT_WEIGHT = 2
@@ -86,13 +87,16 @@ class AdmissionQueue(Generic[Item]):
     """Sequences that wait for their first step: priority classes, in each the least served account first.
 
     Within an account the order is that of arrival. A sequence expires when it has waited `timeout` seconds, or
-    when its own deadline passes: work that nobody waits for any more is not started.
+    when its own deadline passes: work that nobody waits for any more is not started. What runs in the background waits
+    up to its deadline, takes no place of others in the queue, and what it is served counts among its like alone.
     """
 
     def __init__(self, max_waiting: int, timeout: float) -> None:
         self.max_waiting = max_waiting
         self.timeout = timeout
         self.served = ServedTokens()
+        self.served_in_background = ServedTokens()
+        self._num_background = 0
         self._drain = DrainRate()
         self._classes: dict[int, dict[str, deque[Item]]] = {}
         self._waiting: dict[str, Item] = {}
@@ -101,9 +105,22 @@ class AdmissionQueue(Generic[Item]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._waiting) >= self.max_waiting
+    def is_full(self, request: GenerationRequest) -> bool:
+        """Whether there is no place for one like this."""
+        return self.num_waiting(request.is_background) >= self.max_waiting
+
+    def num_waiting(self, is_background: bool) -> int:
+        return self._num_background if is_background else len(self._waiting) - self._num_background
+
+    def charge(self, request: GenerationRequest, input_tokens: int = 0, output_tokens: int = 0) -> None:
+        self._served_to(request).charge(request.account, input_tokens, output_tokens)
+
+    def served_to(self, request: GenerationRequest) -> int:
+        """What the request's account was served among its like."""
+        return self._served_to(request)[request.account]
+
+    def _served_to(self, request: GenerationRequest) -> ServedTokens:
+        return self.served_in_background if request.is_background else self.served
 
     def retry_after_ms(self, now: float) -> int:
         """When a tenth of a full queue will have left: by then others who were refused find a place too."""
@@ -120,21 +137,30 @@ class AdmissionQueue(Generic[Item]):
             self._drain.clear()  # of how fast an empty queue could have emptied nothing is known
         accounts = self._classes.setdefault(request.priority, {})
         if request.account not in accounts:
-            self.served.lift(request.account, accounts)
+            self._served_to(request).lift(request.account, accounts)
             accounts[request.account] = deque()
         accounts[request.account].append(sequence)
         self._waiting[request.request_id] = sequence
-        expiry = min(request.arrival + self.timeout, request.deadline)
+        self._num_background += request.is_background
+        patience = math.inf if request.is_background else self.timeout
+        expiry = min(request.arrival + patience, request.deadline)
         heapq.heappush(self._expiries, (expiry, sequence.sequence_id, request.request_id))
 
-    def peek(self, may_start: Callable[[Item], bool] = lambda item: True) -> Item | None:
-        """Who is next, of those that may start: the others keep their places, and are overtaken."""
+    def peek(
+        self, may_start: Callable[[Item], bool] = lambda item: True, *, is_background: bool | None = None
+    ) -> Item | None:
+        """Who is next, of those that may start: the others keep their places, and are overtaken. Of the background, of
+        all others, or of all."""
         for priority in sorted(self._classes):
+            in_background = priority >= BACKGROUND_PRIORITY
+            if is_background not in (None, in_background):
+                continue
+            served = self.served_in_background if in_background else self.served
             accounts = self._classes[priority]
-            first = accounts[min(accounts, key=self.served.__getitem__)][0]
+            first = accounts[min(accounts, key=served.__getitem__)][0]
             if may_start(first):
                 return first
-            for account in sorted(accounts, key=self.served.__getitem__):
+            for account in sorted(accounts, key=served.__getitem__):
                 if (found := next(filter(may_start, accounts[account]), None)) is not None:
                     return found
         return None
@@ -147,7 +173,7 @@ class AdmissionQueue(Generic[Item]):
         """Take out one that starts: the sequence that `peek` gave, or one that runs together with it."""
         self._remove(sequence)
         self._drain.record(now)
-        self.served.start(sequence.request.account)
+        self._served_to(sequence.request).start(sequence.request.account)
 
     def remove(self, request_id: str) -> Item | None:
         """Take out a sequence that was aborted while it waited."""
@@ -166,6 +192,7 @@ class AdmissionQueue(Generic[Item]):
     def _remove(self, sequence: Item) -> None:
         request = sequence.request
         del self._waiting[request.request_id]
+        self._num_background -= request.is_background
         accounts = self._classes[request.priority]
         line = accounts[request.account]
         line.remove(sequence)
@@ -185,4 +212,5 @@ class AdmissionQueue(Generic[Item]):
         lines = [line for accounts in self._classes.values() for line in accounts.values()]
         assert all(lines), "an empty line is kept"
         assert {id(s) for line in lines for s in line} == {id(s) for s in self._waiting.values()}
+        assert self._num_background == sum(s.request.is_background for s in self._waiting.values())
         assert {entry[2] for entry in self._expiries} >= set(self._waiting), "a waiting sequence never expires"

@@ -5,12 +5,14 @@ is one token behind, a prefill one that is many behind, and a chunk is as much o
 leaves. Decodes go first, so that running streams keep their pace while a long prompt is worked off (Sarathi-Serve,
 arXiv:2403.02310).
 
+Work in the background has lanes and steps of its own (`batching.turns`), and gives up its room to everybody else.
+
 A step may be planned before the one before it has been answered: `Sequence` counts what is on its way.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from batching.blocks import BlockPool
@@ -20,6 +22,7 @@ from batching.queue import AdmissionQueue
 from batching.refusals import check_request, overloaded, waited_in_vain
 from batching.sequence import Sequence, SequenceStatus
 from batching.stats import WorkerStats
+from batching.turns import Turn, Turns, background_tokens
 from engines.types import (
     EngineInfo,
     FinishReason,
@@ -35,6 +38,8 @@ from engines.types import (
 # Left free for each running sequence when another one starts. Without, the newcomer would soon be preempted for them:
 # with memory for half of what wants to run, 45 % more tokens were computed than needed, with 2 blocks 6 % (simulated).
 HEADROOM_BLOCKS = 2
+# An engine of so many sequences leaves one to the background, however many others wait for a place.
+MIN_SEQS_TO_SHARE = 16
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,6 +47,19 @@ class SchedulerConfig:
     max_queue: int = 1024
     queue_timeout: float = 10.0  # seconds
     max_padding_waste: float = MAX_PADDING_WASTE
+
+
+@dataclass(slots=True)
+class Lane:
+    """The sequences of one kind that have begun: those of the background, or all others."""
+
+    is_background: bool
+    running: list[Sequence] = field(default_factory=list)  # in order of admission
+    preempted: list[Sequence] = field(default_factory=list)  # the most urgent first, of those the oldest
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return self.running + self.preempted
 
 
 class Scheduler:
@@ -58,8 +76,10 @@ class Scheduler:
         # With less, sequences that decode could be left out of a step for as long as others run.
         self._token_budget = max(info.token_budget, info.max_num_seqs)
         self._ids = count()
-        self._running: list[Sequence] = []  # in order of admission
-        self._preempted: list[Sequence] = []  # the most urgent first, of those the oldest
+        self._background_budget = background_tokens(self._token_budget)
+        self._turns = Turns()
+        self._foreground, self._background = Lane(is_background=False), Lane(is_background=True)
+        self._background_step: StepPlan | None = None  # the one under way
         self._by_request: dict[str, Sequence] = {}
         self._by_id: dict[int, Sequence] = {}  # those that the engine knows
         self._new: list[NewSequence] = []
@@ -87,7 +107,9 @@ class Scheduler:
     def _refusal(self, request: GenerationRequest, now: float) -> RequestError | None:
         if (error := check_request(request, self.info, self.max_model_len)) is not None:
             return error
-        if self.queue.is_full and not request.output_token_ids:  # a place was found for what was begun elsewhere
+        if (
+            self.queue.is_full(request) and not request.output_token_ids
+        ):  # a place was found for what was begun elsewhere
             return overloaded(len(self.queue), self.queue.retry_after_ms(now))
         return None
 
@@ -113,10 +135,8 @@ class Scheduler:
     # --- one step
 
     def schedule(self, now: float) -> StepPlan | None:
-        """The next step, or None when there is nothing to do."""
-        scheduled = self._schedule_running(self._token_budget)
-        budget = self._token_budget - sum(item.num_tokens for item in scheduled)
-        scheduled += self._admit(budget, now)
+        """The next step, or None when there is nothing to do, or nothing yet: see `pause`."""
+        scheduled, turn = self._schedule_turn(now)
         if not scheduled and not self._finished:
             return None
         grouped = group_by_length(scheduled, self.config.max_padding_waste)
@@ -124,13 +144,42 @@ class Scheduler:
             self.stats.observe_step(len(scheduled), grouped.cells)
         plan = StepPlan(grouped.groups, self._new, self._finished, self._preempted_now)
         self._new, self._finished, self._preempted_now = [], [], []
+        if scheduled and turn is Turn.BACKGROUND:
+            self._background_step = plan
         return plan
 
-    def _schedule_running(self, budget: int) -> list[ScheduledSequence]:
+    def _schedule_turn(self, now: float) -> tuple[list[ScheduledSequence], Turn]:
+        foreground = self._has_work(self._foreground)
+        background = self._has_work(self._background) and self._background_step is None
+        turn = self._turns.next(now, foreground=foreground, background=background)
+        scheduled = []
+        if turn is Turn.BACKGROUND:
+            scheduled = self._schedule_lane(self._background, self._background_budget, now)
+        if not scheduled and foreground:
+            turn = Turn.FOREGROUND
+            scheduled = self._schedule_lane(self._foreground, self._token_budget, now)
+        if scheduled:
+            self._turns.took(turn, background=background)
+        return scheduled, turn
+
+    def pause(self, now: float) -> float | None:
+        """When nothing can be scheduled: in how many seconds that may change by itself. None: it does not."""
+        if not self._has_work(self._background) or self._has_work(self._foreground):
+            return None
+        return max(0.0, self._turns.seconds_of_calm(now))
+
+    def _has_work(self, lane: Lane) -> bool:
+        return bool(lane.running or lane.preempted or self.queue.num_waiting(lane.is_background))
+
+    def _schedule_lane(self, lane: Lane, budget: int, now: float) -> list[ScheduledSequence]:
+        scheduled = self._schedule_running(lane, budget)
+        return scheduled + self._admit(lane, budget - sum(item.num_tokens for item in scheduled), now)
+
+    def _schedule_running(self, lane: Lane, budget: int) -> list[ScheduledSequence]:
         """Decodes first: of those that run, only the last to be admitted can have more than one token to compute,
         since nobody is admitted in a step whose budget a prompt has used up."""
         scheduled: dict[int, ScheduledSequence] = {}
-        for sequence in tuple(self._running):
+        for sequence in tuple(lane.running):
             uncomputed = sequence.num_uncomputed_tokens
             wanted = min(uncomputed, budget)
             if wanted and self._make_room(sequence, wanted, scheduled):
@@ -146,33 +195,35 @@ class Scheduler:
         if needed <= 0:
             return True
         while not self.pool.can_allocate(needed):
-            victim = self._victim(scheduled)
+            victim = self._victim(sequence, scheduled)
             self._preempt(victim)
             if victim is sequence:
                 return False
         sequence.block_table.extend(self.pool.allocate(needed))
         return True
 
-    def _victim(self, scheduled: dict[int, ScheduledSequence]) -> Sequence:
-        """The least urgent, then the latest admitted: it has lost the least."""
-        candidates = [s for s in self._running if s.sequence_id not in scheduled]
+    def _victim(self, sequence: Sequence, scheduled: dict[int, ScheduledSequence]) -> Sequence:
+        """The least urgent, then the latest admitted: it has lost the least. The background takes nobody's room."""
+        running = [] if sequence.request.is_background else self._foreground.running
+        candidates = [s for s in running + self._background.running if s.sequence_id not in scheduled]
         return max(reversed(candidates), key=lambda s: s.request.priority)
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
+        lane = self._lane(sequence)
+        lane.running.remove(sequence)
         self._release_blocks(sequence)
         sequence.status = SequenceStatus.PREEMPTED
         sequence.num_computed_tokens = 0
-        self._preempted.append(sequence)
-        self._preempted.sort(key=lambda s: (s.request.priority, s.sequence_id))
+        lane.preempted.append(sequence)
+        lane.preempted.sort(key=lambda s: (s.request.priority, s.sequence_id))
         self._preempted_now.append(sequence.sequence_id)
         self.stats.preemptions += 1
 
-    def _admit(self, budget: int, now: float) -> list[ScheduledSequence]:
+    def _admit(self, lane: Lane, budget: int, now: float) -> list[ScheduledSequence]:
         """Start waiting sequences while there is room for them; nobody overtakes one that does not fit."""
         scheduled = []
-        while budget > 0 and len(self._running) < self.info.max_num_seqs:
-            sequence = self._next()
+        while budget > 0 and self._may_admit(lane):
+            sequence = self._next(lane)
             if sequence is None or not self._start(sequence, now):
                 break
             uncomputed = sequence.num_uncomputed_tokens
@@ -181,11 +232,24 @@ class Scheduler:
                 budget -= wanted
         return scheduled
 
-    def _next(self) -> Sequence | None:
+    def _may_admit(self, lane: Lane) -> bool:
+        """All that run in the background must fit into one of its steps. While others wait it only keeps a foot in."""
+        if not lane.is_background:
+            return True
+        others_wait = bool(self._foreground.preempted or self.queue.num_waiting(False))
+        most = self._num_kept if others_wait else self._background_budget
+        return len(lane.running) < most
+
+    @property
+    def _num_kept(self) -> int:
+        """Places that the background keeps while others wait for one."""
+        return int(self.info.max_num_seqs >= MIN_SEQS_TO_SHARE)
+
+    def _next(self, lane: Lane) -> Sequence | None:
         """Who starts next: of two that are equally urgent, the one that has run already."""
-        waiting = self.queue.peek(self._prompts.may_start)
-        if self._preempted and (waiting is None or self._preempted[0].request.priority <= waiting.request.priority):
-            return self._preempted[0]
+        waiting = self.queue.peek(self._prompts.may_start, is_background=lane.is_background)
+        if lane.preempted and (waiting is None or lane.preempted[0].request.priority <= waiting.request.priority):
+            return lane.preempted[0]
         return waiting
 
     def _start(self, sequence: Sequence, now: float) -> bool:
@@ -193,7 +257,7 @@ class Scheduler:
         cached = self._cached_blocks(sequence)
         num_known = len(sequence.token_ids) + sequence.num_pending_tokens
         needed = self.pool.blocks_for(num_known) - len(cached)
-        if not self.pool.can_allocate(needed + HEADROOM_BLOCKS * len(self._running), cached):
+        if not self._make_way(sequence, needed, cached):
             return False
         self.pool.share(cached)
         sequence.block_table = cached + self.pool.allocate(needed)
@@ -201,24 +265,44 @@ class Scheduler:
         self._enter(sequence, now)
         return True
 
+    def _make_way(self, sequence: Sequence, needed: int, cached: list[int]) -> bool:
+        """Whether it fits, once those in the background have given up what it needs: a place, or memory."""
+        background = self._background.running
+        while not (self._has_place() and self._has_memory(needed, cached)):
+            num_kept = 0 if self._has_place() else self._num_kept
+            if sequence.request.is_background or len(background) <= num_kept:
+                return False
+            self._preempt(max(reversed(background), key=lambda s: s.request.priority))
+        return True
+
+    def _has_place(self) -> bool:
+        return self._num_running < self.info.max_num_seqs
+
+    def _has_memory(self, needed: int, cached: list[int]) -> bool:
+        return self.pool.can_allocate(needed + HEADROOM_BLOCKS * self._num_running, cached)
+
+    @property
+    def _num_running(self) -> int:
+        return len(self._foreground.running) + len(self._background.running)
+
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
         return self.pool.find_cached(sequence.hashes(self.info.block_size, sequence.max_cached_tokens()))
 
     def _enter(self, sequence: Sequence, now: float) -> None:
         if sequence.status is SequenceStatus.PREEMPTED:
-            self._preempted.remove(sequence)
+            self._lane(sequence).preempted.remove(sequence)
         else:
             self.queue.pop(sequence, now)
             sequence.first_scheduled = now
             sequence.num_cached_tokens = sequence.num_computed_tokens
             self.stats.cached_tokens += sequence.num_cached_tokens
             uncached = len(sequence.token_ids) - sequence.num_cached_tokens
-            self.queue.served.charge(sequence.request.account, input_tokens=uncached)
+            self.queue.charge(sequence.request, input_tokens=uncached)
             self._by_id[sequence.sequence_id] = sequence
             self._new.append(sequence.introduction())
             self._prompts.started(sequence)
         sequence.status = SequenceStatus.RUNNING
-        self._running.append(sequence)
+        self._lane(sequence).running.append(sequence)
 
     def _plan(self, sequence: Sequence, num_tokens: int, samples: bool) -> ScheduledSequence:
         start = sequence.num_computed_tokens
@@ -231,6 +315,8 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[OutputDelta]:
         """Take a step's tokens; the answer has what it added to each request."""
         deltas = []
+        if plan is self._background_step:
+            self._background_step = None
         for item in (member for group in plan.groups for member in group):
             sequence = self._by_id.get(item.sequence_id)
             if sequence is None:  # it ended while this step was under way
@@ -272,7 +358,7 @@ class Scheduler:
             delta.cached_tokens = sequence.num_cached_tokens
             delta.queue_seconds = (sequence.first_scheduled or request.arrival) - request.arrival
             delta.prompt_logprobs = sequence.prompt_logprobs
-        self.queue.served.charge(request.account, output_tokens=1)
+        self.queue.charge(request, output_tokens=1)
         self.stats.generated_tokens += 1
         return delta
 
@@ -281,10 +367,10 @@ class Scheduler:
     def _finish(self, sequence: Sequence) -> None:
         self._prompts.ended(sequence)
         if sequence.status is SequenceStatus.RUNNING:
-            self._running.remove(sequence)
+            self._lane(sequence).running.remove(sequence)
             self._release_blocks(sequence)
         elif sequence.status is SequenceStatus.PREEMPTED:
-            self._preempted.remove(sequence)
+            self._lane(sequence).preempted.remove(sequence)
         if self._by_id.pop(sequence.sequence_id, None) is not None:
             self._finished.append(sequence.sequence_id)
             if sequence.sequence_id in self._preempted_now:  # an engine need not look for what it has just dropped
@@ -296,6 +382,9 @@ class Scheduler:
         self.pool.release(sequence.block_table)
         sequence.block_table = []  # a new list: steps in flight hold the old one
 
+    def _lane(self, sequence: Sequence) -> Lane:
+        return self._background if sequence.request.is_background else self._foreground
+
     # --- what others may see
 
     @property
@@ -304,7 +393,7 @@ class Scheduler:
 
     def snapshot(self) -> WorkerStats:
         """The live statistics object, its gauges brought up to date."""
-        self.stats.running = len(self._running) + len(self._preempted)
+        self.stats.running = len(self._foreground.sequences) + len(self._background.sequences)
         self.stats.waiting = len(self.queue)
         self.stats.kv_blocks_used = self.pool.num_used
         return self.stats
@@ -312,15 +401,21 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Every sequence is in exactly one place, and every block is accounted for."""
         self.queue.check_integrity()
-        self.pool.check_integrity(s.block_table for s in self._running)
+        lanes = (self._foreground, self._background)
+        running = [sequence for lane in lanes for sequence in lane.running]
+        preempted = [sequence for lane in lanes for sequence in lane.preempted]
+        self.pool.check_integrity(s.block_table for s in running)
         states = [s.status for s in self._by_request.values()]
-        assert states.count(SequenceStatus.RUNNING) == len(self._running) <= self.info.max_num_seqs
-        assert states.count(SequenceStatus.PREEMPTED) == len(self._preempted)
+        assert states.count(SequenceStatus.RUNNING) == len(running) <= self.info.max_num_seqs
+        assert states.count(SequenceStatus.PREEMPTED) == len(preempted)
         assert states.count(SequenceStatus.WAITING) == len(self.queue)
         assert SequenceStatus.FINISHED not in states
-        for sequence in self._running:
+        for sequence in running:
             assert len(sequence.block_table) >= self.pool.blocks_for(sequence.num_computed_tokens)
             assert sequence.num_uncomputed_tokens >= 0
-        assert all(sequence.num_uncomputed_tokens <= 1 for sequence in self._running[:-1]), "a prompt before a decode"
-        assert not any(s.block_table or s.num_computed_tokens for s in self._preempted)
-        self._prompts.check_integrity(self._running, self._preempted)
+        for lane in lanes:
+            assert all(s.request.is_background == lane.is_background for s in lane.sequences)
+            assert all(s.num_uncomputed_tokens <= 1 for s in lane.running[:-1]), "a prompt before a decode"
+        assert len(self._background.running) <= self._background_budget
+        assert not any(s.block_table or s.num_computed_tokens for s in preempted)
+        self._prompts.check_integrity(running, preempted)

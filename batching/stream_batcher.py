@@ -26,6 +26,7 @@ from engines.types import (
     ScheduledSequence,
 )
 
+BACKGROUND_SHARE = 4  # the background has so small a part of what the engine takes at once
 LOOK_INTERVAL = 0.1  # seconds between looks at who has waited too long, and whether the engine is there
 
 log = logging.getLogger("penstock.stream_batcher")
@@ -35,6 +36,7 @@ log = logging.getLogger("penstock.stream_batcher")
 class _Running:
     task: asyncio.Task[None]
     num_prompt_tokens: int
+    is_background: bool
 
 
 class StreamBatcher:
@@ -73,7 +75,9 @@ class StreamBatcher:
             return error
         if not self._engine.capacity():
             return away()
-        if self.queue.is_full and not request.output_token_ids:  # a place was found for what was begun elsewhere
+        if (
+            self.queue.is_full(request) and not request.output_token_ids
+        ):  # a place was found for what was begun elsewhere
             return overloaded(len(self.queue), self.queue.retry_after_ms(now))
         return None
 
@@ -120,12 +124,18 @@ class StreamBatcher:
     def _start_waiting(self, tasks: asyncio.TaskGroup) -> None:
         size = self._engine.info.max_batch_size
         while len(self._running) <= self._engine.capacity() - max(size, 1):
-            if (first := self.queue.peek()) is None:
+            if (first := self.queue.peek()) is None or not self._may_start(first.request):
                 return
             batch = self._batch_around(first, size) if size else [first]
             padded_len = max(sequence.num_prompt_tokens for sequence in batch)
             for sequence in batch:
                 self._start(sequence, padded_len, tasks)
+
+    def _may_start(self, request: GenerationRequest) -> bool:
+        """Nobody can tell such an engine what to do first, so it gets little of what is in no hurry: whoever comes
+        finds room in it."""
+        in_background = sum(running.is_background for running in self._running.values())
+        return not request.is_background or in_background < max(1, self._engine.capacity() // BACKGROUND_SHARE)
 
     def _batch_around(self, first: Sequence, size: int) -> list[Sequence]:
         """Whose turn it is, and others that are as urgent and about as long."""
@@ -139,11 +149,11 @@ class StreamBatcher:
     def _start(self, sequence: Sequence, padded_len: int, tasks: asyncio.TaskGroup) -> None:
         now, request = time.monotonic(), sequence.request
         self.queue.pop(sequence, now)
-        self.queue.served.charge(request.account, input_tokens=sequence.num_prompt_tokens)
+        self.queue.charge(request, input_tokens=sequence.num_prompt_tokens)
         self._stats.prefill_tokens += sequence.num_prompt_tokens
         sequence.first_scheduled = now
         task = tasks.create_task(self._run(sequence, padded_len))
-        self._running[request.request_id] = _Running(task, sequence.num_prompt_tokens)
+        self._running[request.request_id] = _Running(task, sequence.num_prompt_tokens, request.is_background)
 
     # --- one request that was sent
 
@@ -168,7 +178,7 @@ class StreamBatcher:
             async for delta in deltas:
                 num_tokens = len(delta.token_ids) or delta.num_text_tokens
                 self._stats.generated_tokens += num_tokens
-                self.queue.served.charge(request.account, output_tokens=num_tokens)
+                self.queue.charge(request, output_tokens=num_tokens)
                 if is_first:
                     delta.queue_seconds = (sequence.first_scheduled or request.arrival) - request.arrival
                     is_first = False

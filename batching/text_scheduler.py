@@ -16,6 +16,7 @@ from batching.queue import AdmissionQueue
 from batching.refusals import check_texts, overloaded, waited_in_vain
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
+from batching.turns import Turn, Turns, background_tokens
 from engines.types import (
     EngineInfo,
     FinishReason,
@@ -76,6 +77,7 @@ class TextScheduler:
         self._ids = count()
         self._running: dict[str, TextRequest] = {}  # by request id, in order of admission
         self._in_flight: deque[list[_Text]] = deque()
+        self._turns = Turns()
 
     # --- requests in
 
@@ -89,7 +91,7 @@ class TextScheduler:
     def _refusal(self, request: GenerationRequest, now: float) -> RequestError | None:
         if (error := check_texts(request, self.info)) is not None:
             return error
-        if self.queue.is_full:
+        if self.queue.is_full(request):
             return overloaded(len(self.queue), self.queue.retry_after_ms(now))
         return None
 
@@ -111,12 +113,19 @@ class TextScheduler:
     # --- one batch
 
     def schedule(self, now: float) -> TextBatch | None:
-        """The next batch, or None when there is nothing to do."""
-        self._admit(now)
-        candidates = [text for owner in self._running.values() for text in self._next_texts(owner)]
-        if not candidates:
+        """The next batch, or None when there is nothing to do, or nothing yet: see `pause`."""
+        for is_background in (False, True):
+            self._admit(is_background, now)
+        foreground, background = self._candidates(False), self._candidates(True)
+        may_run = bool(background) and not self._background_under_way
+        turn = self._turns.next(now, foreground=bool(foreground), background=may_run)
+        if turn is Turn.NOBODY:
             return None
-        texts = self._fill(candidates)
+        self._turns.took(turn, background=may_run)
+        if turn is Turn.BACKGROUND:
+            texts = self._fill(background, background_tokens(self.info.token_budget))
+        else:
+            texts = self._fill(foreground, self.info.token_budget)
         for text in texts:
             self._take(text)
         rows = [ScheduledSequence(text.index, 0, text.num_tokens, False, []) for text in texts]
@@ -124,8 +133,27 @@ class TextScheduler:
         self._in_flight.append(texts)
         return TextBatch([text.row for text in texts])
 
-    def _admit(self, now: float) -> None:
-        while len(self._running) < self.info.max_num_seqs and (owner := self.queue.peek()) is not None:
+    def pause(self, now: float) -> float | None:
+        """When nothing can be scheduled: in how many seconds that may change by itself. None: it does not."""
+        if not self._candidates(True) or self._candidates(False):
+            return None
+        return max(0.0, self._turns.seconds_of_calm(now))
+
+    @property
+    def _background_under_way(self) -> bool:
+        return any(text.owner.request.is_background for texts in self._in_flight for text in texts)
+
+    def _running_in(self, is_background: bool) -> list[TextRequest]:
+        return [owner for owner in self._running.values() if owner.request.is_background == is_background]
+
+    def _candidates(self, is_background: bool) -> list[_Text]:
+        return [text for owner in self._running_in(is_background) for text in self._next_texts(owner)]
+
+    def _admit(self, is_background: bool, now: float) -> None:
+        """The background takes no place of others."""
+        room = self.info.max_num_seqs - len(self._running_in(is_background))
+        while room > 0 and (owner := self.queue.peek(is_background=is_background)) is not None:
+            room -= 1
             self.queue.pop(owner, now)
             owner.queue_seconds = now - owner.request.arrival
             self._running[owner.request.request_id] = owner
@@ -134,27 +162,27 @@ class TextScheduler:
         """The longest that wait, no more than a batch can hold: so a request of thousands costs no more to look at."""
         return (_Text(owner, index) for index in reversed(owner.waiting[-self.info.max_num_seqs :]))
 
-    def _fill(self, candidates: list[_Text]) -> list[_Text]:
+    def _fill(self, candidates: list[_Text], token_budget: int) -> list[_Text]:
         first = min(range(len(candidates)), key=lambda i: self._urgency(candidates[i]))
         lengths = [text.num_tokens for text in candidates]
         chosen = fill_batch(first, lengths, self.info.max_num_seqs, self._max_padding_waste)
         longest, fitting = 0, 0
         for size, index in enumerate(chosen, start=1):
             longest = max(longest, lengths[index])
-            if size > 1 and size * longest > self.info.token_budget:
+            if size > 1 and size * longest > token_budget:
                 break
             fitting = size
         return [candidates[i] for i in chosen[:fitting]]
 
     def _urgency(self, text: _Text) -> tuple[int, int]:
         """Of the least served account; among its requests, and those of others served as much, the oldest."""
-        return self.queue.served[text.owner.request.account], text.owner.sequence_id
+        return self.queue.served_to(text.owner.request), text.owner.sequence_id
 
     def _take(self, text: _Text) -> None:
         owner, num_tokens = text.owner, text.num_tokens
         owner.waiting.remove(text.index)
         owner.num_scheduled_tokens += num_tokens
-        self.queue.served.charge(owner.request.account, input_tokens=num_tokens)
+        self.queue.charge(owner.request, input_tokens=num_tokens)
         self.stats.prefill_tokens += num_tokens
 
     def update(self, batch: TextBatch, vectors: list[bytes]) -> list[OutputDelta]:

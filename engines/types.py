@@ -122,6 +122,9 @@ class TextSpan:
     num_first: int
 
 
+BACKGROUND_PRIORITY = 100  # from here on: work that nobody waits for, as of batches
+
+
 @dataclass(slots=True, frozen=True)
 class GenerationRequest:
     """One prompt to be continued, or, with `texts`, texts to be turned into vectors: then the prompt is all of them,
@@ -141,13 +144,17 @@ class GenerationRequest:
     sampling: SamplingParams
     arrival: float
     deadline: float
-    priority: int = 0  # a lower number runs first
+    priority: int = 0  # a lower number starts first; from BACKGROUND_PRIORITY on it has steps of its own
     cache_salt: bytes = b""
     prompt_text: str = ""  # the same prompt, for engines with `EngineInfo.takes_text`
     output_token_ids: list[int] = field(default_factory=list)
     texts: list[TextSpan] = field(default_factory=list)
     is_moved: bool = False
     group: str = ""  # requests of one group have one prompt and one salt: it is computed once for all of them
+
+    @property
+    def is_background(self) -> bool:
+        return self.priority >= BACKGROUND_PRIORITY
 
     @property
     def known_token_ids(self) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -212,6 +213,9 @@ class Computation(Generation):
 
     @property
     def _step_timeout(self) -> float:
+        """Work in the background waits for others' as long as it has to."""
+        if self.job.caller.is_in_background:
+            return math.inf
         timeouts = self._resources.timeouts
         is_starting = self._first_token_at is None or self._work.is_under_way_again
         return timeouts.first_token if is_starting else timeouts.between_tokens
@@ -286,7 +290,7 @@ class Computation(Generation):
 
 def deadline_of(job: Job, timeouts: TimeoutSettings) -> float:
     """A client that waits for a whole answer leaves when its read timeout is over; a stream keeps it waiting."""
-    total, client = timeouts.total, job.caller.read_timeout
+    total, client = job.caller.total_timeout or timeouts.total, job.caller.read_timeout
     return job.caller.arrival + (total if job.streamed or client is None else min(total, client))
 
 

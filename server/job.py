@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from engines.types import SamplingParams, TextSpan
+from engines.types import BACKGROUND_PRIORITY, SamplingParams, TextSpan
 from quota.levels import Layer
 from server.auth import Principal
 from server.cache.wish import Wish
@@ -27,6 +27,16 @@ class Caller:
     read_timeout: float | None = None  # how long the client waits for its next byte, in seconds
     arrival: float = field(default_factory=time.monotonic)
     cache: Wish | None = None  # what the client asks of the response cache
+    priority: int = 0  # a larger number is later; from `engines.types.BACKGROUND_PRIORITY` on, in the background
+    total_timeout: float | None = None  # seconds, instead of the configured ones
+
+    def later(self, priority: int | None) -> Caller:
+        """As one who asks for this priority: nobody becomes more urgent than he is."""
+        return replace(self, priority=max(self.priority, priority or 0))
+
+    @property
+    def is_in_background(self) -> bool:
+        return self.priority >= BACKGROUND_PRIORITY
 
 
 @dataclass(slots=True, frozen=True)

@@ -258,7 +258,7 @@ class Pipeline:
         principal = caller.principal
         features = caller.features | {feature} | ({"stream"} if body.stream else set())
         job = Job(
-            caller=caller,
+            caller=caller.later(body.priority),
             deployment=deployment,
             prompts=prompts,
             features=features,

@@ -46,7 +46,7 @@ class VectorPipeline:
         _check_dimensions(body.dimensions, vectors_of(deployment))
         size = sum(map(len, body.input))
         rows = await off_loop_if(size > LONG_TEXT, lambda: self._encode(body.input, "input", deployment))
-        return self._generation(caller, deployment, rows, "input", "embeddings", "embd")
+        return self._generation(caller.later(body.priority), deployment, rows, "input", "embeddings", "embd")
 
     async def compare(self, caller: Caller, model: str, comparison: Comparison, id_prefix: str) -> Generation:
         """A vector for each text of both sides, or for each pair where the model is a cross-encoder; `scores` makes

@@ -123,12 +123,16 @@ class Work:
             sampling=choice.sampling,
             arrival=arrival,
             deadline=self._terms.deadline,
-            priority=BEGUN_FIRST if choice.token_ids else 0,
+            priority=self._priority(choice),
             cache_salt=self._terms.cache_salt,
             output_token_ids=choice.token_ids.tolist(),
             is_moved=num_moves > 0,
             group=f"{caller.request_id}-p{choice.prompt_number}" if self._job.num_samples > 1 else "",
         )
+
+    def _priority(self, choice: Choice) -> int:
+        caller = self._job.caller
+        return BEGUN_FIRST if choice.token_ids and not caller.is_in_background else caller.priority
 
     # --- when an engine fails
 

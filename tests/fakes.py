@@ -270,7 +270,11 @@ class Simulation:
         plan = self.scheduler.schedule(self.clock.now)
         self.scheduler.check_integrity()
         if plan is None:
-            assert self.in_flight or not self.scheduler.has_work, "nothing is under way and nothing will ever be"
+            pause = self.scheduler.pause(self.clock.now)
+            waits = not self.in_flight and self.scheduler.has_work
+            assert not waits or pause is not None, "nothing is under way and nothing will ever be"
+            if waits and pause:
+                self.clock.advance(pause + 1e-9)
         else:
             self.in_flight.append(_Step(plan, None if self.lazy else self.engine.execute(plan)))
         return plan

@@ -18,6 +18,8 @@ class Terms:
 
 def terms_of(job: Job) -> Terms:
     """Unasked, only what would be the same if it were computed again."""
+    if job.caller.is_in_background:  # whoever joined it would wait for everybody else
+        return Terms(reads=False, shares=False)
     match job.caller.cache:
         case None:
             same_again = _is_deterministic(job)

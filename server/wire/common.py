@@ -45,7 +45,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
     "moderation": (),
     "store": (False,),
-    "priority": (0,),
 }
 
 

@@ -28,6 +28,7 @@ class EmbeddingRequest(RequestModel):
     dimensions: Annotated[int, AfterValidator(at_least(1))] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     user: str | None = None
+    priority: Annotated[int, AfterValidator(at_least(0))] | None = None
 
 
 class VectorUsage(msgspec.Struct, frozen=True):

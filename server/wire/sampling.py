@@ -97,7 +97,7 @@ class GenerationFields(RequestModel):
         | None
     ) = None
     n: Annotated[int, AfterValidator(within(1, MAX_CHOICES))] | None = None
-    priority: int | None = None
+    priority: Annotated[int, AfterValidator(at_least(0))] | None = None  # nobody pushes to the front
     # Of vLLM, refused unless neutral: see NEUTRAL.
     prompt_logprobs: Any = None
     return_token_ids: Any = None

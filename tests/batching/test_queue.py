@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from batching import queue
 from batching.queue import AdmissionQueue, DrainRate, ServedTokens
 from batching.sequence import Sequence
+from engines.types import BACKGROUND_PRIORITY
 from tests.fakes import FOREVER, make_request
+
+FOREGROUND = make_request(account="busy")
+BACKGROUND = make_request(account="busy", priority=BACKGROUND_PRIORITY)
 
 
 class Waiting:
@@ -160,11 +164,40 @@ def test_who_has_left_does_not_expire():
 def test_full_is_full():
     waiting = Waiting(max_waiting=2)
     waiting.put()
-    assert not waiting.queue.is_full
+    assert not waiting.queue.is_full(FOREGROUND)
     waiting.put()
-    assert waiting.queue.is_full
+    assert waiting.queue.is_full(FOREGROUND)
     waiting.start()
-    assert not waiting.queue.is_full
+    assert not waiting.queue.is_full(FOREGROUND)
+
+
+def test_the_background_takes_no_place_of_others_in_the_queue():
+    waiting = Waiting(max_waiting=2)
+    for _ in range(2):
+        waiting.put(priority=BACKGROUND_PRIORITY)
+    assert waiting.queue.is_full(BACKGROUND)
+    assert not waiting.queue.is_full(FOREGROUND)
+    waiting.put()
+    waiting.queue.check_integrity()
+
+
+def test_the_background_waits_up_to_its_deadline():
+    waiting = Waiting(timeout=10)
+    waiting.put(priority=BACKGROUND_PRIORITY - 1)
+    patient = waiting.put(priority=BACKGROUND_PRIORITY, deadline=100)
+    assert len(waiting.queue.pop_expired(99)) == 1
+    assert waiting.queue.pop_expired(100) == [patient]
+
+
+def test_what_an_account_was_served_in_the_background_counts_there_alone():
+    waiting = Waiting()
+    for account in ("busy", "quiet"):
+        for priority in (0, BACKGROUND_PRIORITY):
+            waiting.put(account, priority=priority)
+    waiting.queue.charge(BACKGROUND, input_tokens=1000)  # of "busy"
+    assert waiting.queue.peek(is_background=False).request.account == "busy"
+    assert waiting.queue.peek(is_background=True).request.account == "quiet"
+    assert waiting.queue.peek().request.priority == 0
 
 
 def test_memory_does_not_grow_with_traffic():
@@ -182,13 +215,20 @@ def test_memory_does_not_grow_with_traffic():
     assert not waiting.queue._classes
 
 
+def expiry(request):
+    return request.deadline if request.is_background else min(request.arrival + 20, request.deadline)
+
+
 @given(st.data())
 def test_integrity_under_random_calls(data):
     waiting, alive = Waiting(timeout=20), {}
     for now in range(data.draw(st.integers(0, 40))):
         call = data.draw(st.sampled_from(["put", "put", "start", "remove", "expire"]))
         if call == "put":
-            priority, account = data.draw(st.integers(0, 2)), data.draw(st.sampled_from("abc"))
+            priority, account = (
+                data.draw(st.sampled_from([0, 1, BACKGROUND_PRIORITY])),
+                data.draw(st.sampled_from("abc")),
+            )
             patience = data.draw(st.integers(0, 30))
             sequence = waiting.put(account, arrival=now, deadline=now + patience, priority=priority)
             alive[sequence.request.request_id] = sequence
@@ -201,7 +241,7 @@ def test_integrity_under_random_calls(data):
             assert waiting.queue.remove(request_id) is alive.pop(request_id)
         elif call == "expire":
             expired = {s.request.request_id for s in waiting.queue.pop_expired(now)}
-            due = {i for i, s in alive.items() if min(s.request.arrival + 20, s.request.deadline) <= now}
+            due = {i for i, s in alive.items() if expiry(s.request) <= now}
             assert expired == due
             for request_id in expired:
                 del alive[request_id]

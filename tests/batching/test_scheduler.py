@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching.scheduler import Scheduler, SchedulerConfig
-from engines.types import ErrorCode, FinishReason, GenerationRequest
+from engines.types import BACKGROUND_PRIORITY, ErrorCode, FinishReason, GenerationRequest
 from tests.fakes import FOREVER, Simulation, make_info, make_request, oracle_token
 
 # --- everything at once, at random
@@ -29,7 +29,7 @@ def requests(draw: st.DrawFn) -> Callable[[str, float], GenerationRequest]:
         "stop": draw(st.sets(st.integers(0, 15), max_size=2)),
         "min_tokens": draw(st.integers(0, 5)),
         "account": draw(st.sampled_from("abc")),
-        "priority": draw(st.integers(0, 2)),
+        "priority": draw(st.sampled_from([0, 1, 2, BACKGROUND_PRIORITY, BACKGROUND_PRIORITY + 1])),
         "salt": draw(st.sampled_from([b"", b"x", b"y"])),
         "num_begun": draw(st.sampled_from([0, 0, 1, 12])),
         "logprobs": draw(st.sampled_from([None, 0])),
@@ -125,7 +125,7 @@ def random_request(rng: random.Random, request_id: str, simulation: Simulation) 
         num_begun=rng.choice([0, 0, 5]),
         stop=rng.sample(range(16), rng.randrange(2)),
         account=rng.choice("ab"),
-        priority=rng.randrange(2),
+        priority=rng.choice([0, 1, BACKGROUND_PRIORITY]),
         salt=rng.choice([b"", b"x"]),
         arrival=simulation.clock.now,
         logprobs=rng.choice([None, 0]),
@@ -243,7 +243,7 @@ def test_preemption_takes_from_the_latest_and_loses_nothing():
     simulation = preempted_simulation()
     running = simulation.scheduler.snapshot()
     assert (running.running, running.waiting) == (2, 0)
-    assert [s.request.request_id for s in simulation.scheduler._running] == ["old"]
+    assert [s.request.request_id for s in simulation.scheduler._foreground.running] == ["old"]
     simulation.drain()  # compares the answers
 
 
@@ -253,7 +253,7 @@ def test_preemption_takes_from_the_least_urgent_first():
     simulation.step()
     simulation.add(make_request("urgent", [2] * 8, max_tokens=14, priority=0))
     run_to_preemption(simulation)
-    assert [s.request.request_id for s in simulation.scheduler._running] == ["urgent"]
+    assert [s.request.request_id for s in simulation.scheduler._foreground.running] == ["urgent"]
     simulation.drain()
 
 
@@ -264,7 +264,7 @@ def test_the_urgent_do_not_wait_behind_the_preempted():
     run_to_preemption(simulation)
     simulation.add(make_request("urgent", [3], max_tokens=2))
     simulation.step()
-    assert "urgent" in {s.request.request_id for s in simulation.scheduler._running}
+    assert "urgent" in {s.request.request_id for s in simulation.scheduler._foreground.running}
     simulation.drain()
 
 
@@ -294,15 +294,15 @@ def test_of_the_preempted_the_urgent_come_first():
     for name, priority in [("batch", 1), ("normal", 0), ("later", 0)]:
         simulation.add(make_request(name, priority=priority))
     simulation.step()
-    for sequence in list(simulation.scheduler._running):
+    for sequence in list(simulation.scheduler._foreground.running):
         simulation.scheduler._preempt(sequence)
-    assert [s.request.request_id for s in simulation.scheduler._preempted] == ["normal", "later", "batch"]
+    assert [s.request.request_id for s in simulation.scheduler._foreground.preempted] == ["normal", "later", "batch"]
     simulation.drain()
 
 
 def test_an_engine_is_not_asked_to_preempt_what_it_was_told_to_drop():
     simulation = preempted_simulation(steps_in_flight=2)
-    victim = simulation.scheduler._preempted[0].sequence_id
+    victim = simulation.scheduler._foreground.preempted[0].sequence_id
     simulation.scheduler._preempted_now.append(victim)  # as after a schedule() that planned nothing
     simulation.abort("young")
     plan = simulation.plan()
@@ -563,7 +563,8 @@ def test_nothing_is_kept_of_requests_that_have_ended():
         if number % 3 == 0 and f"r{number}" not in simulation.ends:
             simulation.abort(f"r{number}")
     simulation.drain()
-    for name in ("_running", "_preempted", "_by_request", "_by_id", "_new", "_finished", "_preempted_now"):
+    assert not scheduler._foreground.sequences
+    for name in ("_by_request", "_by_id", "_new", "_finished", "_preempted_now"):
         assert not getattr(scheduler, name), name
     assert len(scheduler.pool._by_hash) <= 64
     assert len(scheduler.queue._expiries) <= 64

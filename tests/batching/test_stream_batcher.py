@@ -14,7 +14,15 @@ from batching.scheduler import SchedulerConfig
 from batching.stream_batcher import StreamBatcher
 from engines.base import StreamEngine
 from engines.fake import fake_answer
-from engines.types import Continuation, EngineInfo, ErrorCode, FinishReason, GenerationRequest, OutputDelta
+from engines.types import (
+    BACKGROUND_PRIORITY,
+    Continuation,
+    EngineInfo,
+    ErrorCode,
+    FinishReason,
+    GenerationRequest,
+    OutputDelta,
+)
 from tests.fakes import eventually, make_request
 
 
@@ -280,6 +288,20 @@ async def test_an_engine_that_has_its_own_bound_of_padding() -> None:
     running_batcher.cancel()
     await asyncio.gather(running_batcher, return_exceptions=True)
     assert engine.sent == [("A", 100), ("C", 100), ("B", 90)]
+
+
+async def test_the_background_leaves_room() -> None:
+    async with running(room=8) as bench:
+        bench.engine.paces.clear()
+        for number in range(8):
+            bench.add(f"batch-{number}", priority=BACKGROUND_PRIORITY)
+        await eventually(lambda: len(bench.engine.sent) == 2)
+        for number in range(6):
+            bench.add(f"urgent-{number}")
+        await eventually(lambda: len(bench.engine.sent) == 8)
+        assert sum(request_id.startswith("urgent") for request_id, _ in bench.engine.sent) == 6
+        bench.engine.paces.set()
+        await eventually(lambda: len(bench.ends) == 14)
 
 
 async def test_the_urgent_do_not_fill_up_with_others() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from batching.scheduler import SchedulerConfig
 from batching.text_scheduler import TextScheduler
+from batching.turns import LINGER, SHARE
 from engines.types import (
+    BACKGROUND_PRIORITY,
     EngineInfo,
     ErrorCode,
     FinishReason,
@@ -16,6 +18,7 @@ from engines.types import (
     OutputDelta,
     SamplingParams,
     TextBatch,
+    TextRow,
     TextSpan,
 )
 
@@ -52,6 +55,25 @@ def run(scheduler: TextScheduler, now: float = 0.0) -> tuple[list[TextBatch], di
             deltas.setdefault(delta.request_id, []).append(delta)
         scheduler.check_integrity()
     return batches, deltas
+
+
+def test_the_background_runs_alone_in_small_batches_and_gets_its_share() -> None:
+    scheduler = make(info(token_budget=800))
+    scheduler.add(texts("batch", [20] * 40, priority=BACKGROUND_PRIORITY), 0.0)
+    assert len(batch_of(scheduler)) == 5, "an eighth of what a batch may have"
+    scheduler.add(texts("urgent", [20] * 400), 0.0)
+    turns = [len(batch_of(scheduler)) for _ in range(SHARE + 2)]
+    assert turns == [8] * SHARE + [5, 8]
+    assert run(scheduler)[1]["urgent"][-1].finish_reason is FinishReason.STOP
+    assert run(scheduler, now=LINGER)[1]["batch"][-1].finish_reason is FinishReason.STOP
+
+
+def batch_of(scheduler: TextScheduler) -> list[TextRow]:
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    scheduler.update(batch, vectors(batch))
+    scheduler.check_integrity()
+    return batch.rows
 
 
 def test_every_text_comes_back_under_its_index() -> None:
