@@ -467,7 +467,7 @@ def test_a_group_whose_first_lost_its_memory_goes_on():
     simulation = Simulation(make_info(block_size=4, token_budget=8))
     add_group(simulation, 3)
     simulation.step()
-    simulation.scheduler._preempt(simulation.scheduler._running[0])
+    simulation.scheduler._preempt(simulation.scheduler._foreground.running[0])
     simulation.drain()
     assert [len(simulation.answers[f"g{index}"]) for index in range(3)] == [4] * 3
 

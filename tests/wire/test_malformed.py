@@ -85,7 +85,7 @@ UNSUPPORTED: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "f"}}], "functions": [{"name": "f"}],
     "modalities": ["text", "audio"], "audio": {"voice": "x", "format": "wav"},
     "prediction": {"type": "content", "content": "x"}, "reasoning_effort": "high", "verbosity": "low",
-    "web_search_options": {}, "moderation": {}, "store": True, "priority": 1,
+    "web_search_options": {}, "moderation": {}, "store": True,
     "chat_template_kwargs": {"x": 1}, "best_of": 2, "echo": True, "suffix": "x", "guided_json": {}, "cache_salt": "x",
 }  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_a_choice_without_anything_to_choose(http: httpx.Client, name: str, valu
     assert check_error(http.post(CHAT, json=chat_body(**{name: value})), 400, "invalid_value")["param"] == name
 
 
-OF_COMPLETIONS = {"suffix", "priority", "prompt_logprobs", "return_token_ids"}
+OF_COMPLETIONS = {"suffix", "prompt_logprobs", "return_token_ids"}
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
@@ -105,6 +105,14 @@ def test_an_unsupported_parameter_is_refused_by_name(http: httpx.Client, name: s
     if name in OF_COMPLETIONS:
         answer = http.post(COMPLETIONS, json=COMPLETION | {name: UNSUPPORTED[name]})
         assert check_error(answer, 400, "unsupported_parameter")["param"] == name
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat_body()), (COMPLETIONS, COMPLETION)])
+def test_nobody_pushes_to_the_front(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    for later in (0, 1, 100, 2**31 - 1):
+        assert http.post(path, json=body | {"priority": later}).status_code == 200
+    for wrong in (-1, 1.5, "0", 2**31):
+        assert check_error(http.post(path, json=body | {"priority": wrong}), 400)["param"] == "priority"
 
 
 @pytest.mark.parametrize(

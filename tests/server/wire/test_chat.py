@@ -134,7 +134,7 @@ def test_neutral_values_are_accepted(name: str, value: Any) -> None:
 
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("store", True), ("priority", 1), ("prompt_logprobs", 0), ("return_token_ids", True),
+    ("store", True), ("prompt_logprobs", 0), ("return_token_ids", True),
     ("return_tokens_as_token_ids", True),
     ("modalities", ["text", "audio"]), ("audio", {"voice": "x"}),
     ("prediction", {"type": "content", "content": ""}), ("verbosity", "low"),

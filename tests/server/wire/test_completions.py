@@ -82,7 +82,6 @@ def test_prompts_that_are_refused(prompt: Any) -> None:
     ("name", "neutral", "other"),
     [
         ("suffix", "", "x"),
-        ("priority", 0, 1),
         ("prompt_logprobs", None, 1),
         ("return_token_ids", False, True),
         ("return_tokens_as_token_ids", False, True),
