@@ -150,7 +150,7 @@ def test_what_would_change_the_answer_is_refused_by_name(name: str, value: Any) 
 
 
 def test_the_message_of_an_unsupported_value_says_what_may_be_sent() -> None:
-    assert refusal(priority=2).message == "Unsupported parameter: 'priority'. Leave it out, or send 0 or null."
+    assert refusal(store=True).message == "Unsupported parameter: 'store'. Leave it out, or send false or null."
 
 
 def test_the_likeliest_tokens_are_told_with_the_others() -> None:
