@@ -32,6 +32,7 @@ from server.routes import (
     messages,
     models,
     moderations,
+    responses,
     tokenize,
     usage,
 )
@@ -43,6 +44,7 @@ ROUTERS = (
     chat.router,
     completions.router,
     messages.router,
+    responses.router,
     embeddings.router,
     moderations.router,
     tokenize.router,

@@ -146,9 +146,10 @@ def _models(annotation: Any, suffix: str = "") -> Iterator[tuple[type[BaseModel]
         yield annotation, suffix
         return
     if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+        yield from _models(get_args(annotation)[0], suffix)
+        return
     inner = suffix + "[]" if get_origin(annotation) is list else suffix
-    if get_origin(annotation) in (list, Union, types.UnionType, Annotated):
+    if get_origin(annotation) in (list, Union, types.UnionType):
         for argument in get_args(annotation):
             yield from _models(argument, inner)
 

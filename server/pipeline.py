@@ -90,7 +90,7 @@ class Pipeline:
         self, caller: Caller, body: ChatCompletionRequest, feature: str = "chat", id_prefix: str = "chatcmpl"
     ) -> Generation:
         """Raises APIError when something is wrong with the request; nothing is held yet."""
-        deployment = self._generating(caller, body.model)
+        deployment = self.generating(caller, body.model)
         self._check_tellable(body, deployment)
         messages, plan = _asked(body, deployment)
         prepared = await off_loop_if(
@@ -100,7 +100,7 @@ class Pipeline:
 
     async def count_tokens(self, caller: Caller, body: ChatCompletionRequest) -> int:
         """Those of the prompt that `chat` would make. Raises APIError as it does; no model runs."""
-        deployment = self._generating(caller, body.model)
+        deployment = self.generating(caller, body.model)
         messages, plan = _asked(body, deployment)
 
         def count() -> int:
@@ -111,14 +111,15 @@ class Pipeline:
 
     async def completion(self, caller: Caller, body: CompletionRequest) -> Generation:
         """The same for legacy completions."""
-        deployment = self._generating(caller, body.model)
+        deployment = self.generating(caller, body.model)
         self._check_tellable(body, deployment)
         size = sum(map(len, body.prompt))
         encoded = await off_loop_if(size > LONG_TEXT, lambda: self._encode_all(body, deployment))
         prepared = [self._prepare(body, deployment, prompt) for prompt in encoded]
         return self._generation(caller, body, deployment, prepared, "completions", "cmpl")
 
-    def _generating(self, caller: Caller, model: str) -> Deployment:
+    def generating(self, caller: Caller, model: str) -> Deployment:
+        """Raises ModelNotFound, or InvalidRequest for one that does something else."""
         return serving(self.router.resolve(model, caller.principal), Task.GENERATE)
 
     def alters_answers(self, deployment: Deployment) -> bool:
@@ -264,9 +265,9 @@ class Pipeline:
             features=features,
             head=ResponseHead(new_id(id_prefix), int(time.time()), deployment.id, deployment.fingerprint),
             layers=self._resources.entitlement.layers(principal, deployment.model, deployment.version, features),
-            streamed=bool(body.stream),
+            streamed=body.is_streamed,
             include_usage=body.include_usage,
-            grammar_param=plan.grammar_param if plan else None,
+            grammar_param=body.name_of(plan.grammar_param) if plan and plan.grammar_param else None,
             is_legacy=plan is not None and plan.is_legacy,
             num_samples=body.num_samples,
             num_wanted=body.num_choices,

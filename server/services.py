@@ -8,6 +8,7 @@ import hashlib
 import hmac
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from quota.ledger import Ledger
@@ -25,6 +26,9 @@ from server.model_control import LocalControl, ModelControl
 from server.pipeline import Pipeline, report
 from server.plans import PlanBook
 from server.registry import Registry
+from server.responses.background import Background
+from server.responses.seal import seal_key
+from server.responses.service import ResponsesService
 from server.routing import Router
 from server.settings import Settings
 from server.store import Store
@@ -53,6 +57,8 @@ class Services:
     router: Router
     pipeline: Pipeline
     vectors: VectorPipeline
+    responses: ResponsesService
+    background: Background
     content_filter: ContentFilter
     leases: LeaseKeeper
     metrics: Metrics
@@ -121,7 +127,11 @@ async def running(
         cache = _open_cache(stack, settings, records.pepper, metrics)
         metrics.watch_workers(registry.replica_stats)
         metrics.watch_models(registry.standings)
-        yield _assemble(settings, records, ledger, leases, metrics, registry, control, cache)
+        services = _assemble(settings, records, ledger, leases, metrics, registry, control, cache)
+        stack.push_async_callback(services.background.close)
+        _background(stack, services.background.watch())
+        _background(stack, services.background.clean())
+        yield services
 
 
 @dataclass(slots=True, frozen=True)
@@ -180,6 +190,9 @@ def _assemble(
         cache=cache,
     )
     content_filter = ContentFilter(settings.filter.block_input, settings.filter.mask_output, settings.filter.categories)
+    pipeline = Pipeline(router, content_filter, resources)
+    keep = timedelta(days=settings.responses.keep_days)
+    responses = ResponsesService(pipeline, records.store.responses, seal_key(records.pepper), keep)
     services = Services(
         settings=settings,
         store=records.store,
@@ -190,8 +203,10 @@ def _assemble(
         plans=records.plans,
         registry=registry,
         router=router,
-        pipeline=Pipeline(router, content_filter, resources),
+        pipeline=pipeline,
         vectors=VectorPipeline(router, content_filter, resources),
+        responses=responses,
+        background=Background(responses),
         content_filter=content_filter,
         leases=leases,
         metrics=metrics,

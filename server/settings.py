@@ -195,6 +195,10 @@ class CacheSettings(_Section):
         return self.store != "off"
 
 
+class ResponseSettings(_Section):
+    keep_days: Annotated[float, Field(gt=0, le=36500)] = 30  # that /v1/responses keeps what it stores
+
+
 class _QuotaTable(_Section):
     max_gateways: Annotated[int, Field(ge=1)] = 4
     when_redis_is_away: Literal["share", "closed", "open"] = "share"
@@ -213,6 +217,7 @@ class _Document(_Section):
     limits: LimitSettings = LimitSettings()
     files: FileSettings = FileSettings()
     cache: CacheSettings = CacheSettings()
+    responses: ResponseSettings = ResponseSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +249,7 @@ class Settings:
     limits: LimitSettings
     files: FileSettings
     cache: CacheSettings
+    responses: ResponseSettings
     secrets: Secrets
     warnings: tuple[str, ...] = ()  # lines for the operator
 
@@ -387,6 +393,7 @@ def _settings(document: _Document, quota: QuotaSettings, secrets: Secrets, warni
         limits=document.limits,
         files=document.files,
         cache=document.cache,
+        responses=document.responses,
         secrets=secrets,
         warnings=(*warnings, *_idle_limits(document, quota)),
     )

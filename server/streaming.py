@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -107,6 +107,19 @@ class Events(ABC):
 
     ping = PING  # keeps a connection alive and says nothing
 
+    async def __aenter__(self) -> Self:
+        """With the generation; left before it, whatever became of the stream."""
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        return
+
+    async def begin(self) -> None:  # noqa: B027 - most have nothing to do here
+        """The generation was not refused: a stream will be opened."""
+
+    async def kept(self) -> None:  # noqa: B027
+        """Between the making of the last event and its sending. Raises APIError when that is void: the stream fails."""
+
     @abstractmethod
     def opening(self) -> bytes:
         """What stands before anything that the engine gives."""
@@ -161,8 +174,9 @@ class EventStream(Response):
                 await in_time(self._write_timeout, send({"type": "http.response.body", "body": b""}))
 
     async def _answer(self, send: Send) -> None:
-        async with self._generation as generation:
+        async with self._generation as generation, self._events as events:
             first = await with_headers(generation, generation.next(self._keep_alive))
+            await events.begin()
             await self._start(send)
             await self._stream(send, first)
 
@@ -174,21 +188,30 @@ class EventStream(Response):
     async def _stream(self, send: Send, pieces: list[Piece]) -> None:
         """Ends in the family's closing or in its failure, never in silence."""
         events = self._events
-        opening = events.opening()
+        unsent = events.opening()
         try:
             while not self._generation.is_done:
-                await self._send(send, opening + events.of(pieces) or self._ping(pieces))
-                opening = b""
+                await self._send(send, unsent + events.of(pieces) or self._ping(pieces))
+                unsent = b""
                 pieces = await self._generation.next(self._keep_alive)
-            await self._send(send, opening + events.of(pieces) + events.closing())
+            unsent += events.of(pieces)
+            closing = events.closing()
+            await events.kept()
+            await self._send(send, unsent + closing)
         except SlowReader:
             raise
         except APIError as error:
-            await self._send(send, events.failure(error))
+            await self._fail(send, unsent, error)
         except Exception:
             logs.unexpected("a stream failed")
-            await self._send(send, events.failure(ServerError("The server failed.")))
+            await self._fail(send, unsent, ServerError("The server failed."))
             raise
+
+    async def _fail(self, send: Send, unsent: bytes, error: APIError) -> None:
+        failure = self._events.failure(error)
+        with contextlib.suppress(APIError):  # it fails all the same
+            await self._events.kept()
+        await self._send(send, unsent + failure)
 
     def _ping(self, pieces: list[Piece]) -> bytes:
         """For a stream that has nothing to say: no token came, or their text has been held back for long."""

@@ -30,6 +30,11 @@ EXTENSIONS = frozenset({
     "reasoning_content",  # of a message, of a delta: as DeepSeek and vLLM have it
     "request_id",  # of a WebSocket's frame: the client's own
     "blocklist",  # the category of terms that the operator blocks
+    # The Open Responses specification has these three in a response.
+    "store",
+    "presence_penalty",
+    "frequency_penalty",
+    "obfuscation",  # of a delta: the SDK's types leave it out
 })  # fmt: skip
 # Of OpenAI's lists, which the SDK's type of a page leaves out.
 OF_A_PAGE = frozenset({"object", "first_id", "last_id"})
@@ -40,6 +45,9 @@ DEVIATIONS = frozenset({
     ("CreateCompletionResponse", "usage", "null"),  # with include_usage, as the reference says in words
     # Of an echoed prompt's first token, before which there is nothing: its logprob, and the likeliest in its place.
     ("CreateCompletionResponse", "0", "null"),
+    # Of a response that has not ended, or never began.
+    ("Response", "usage", "null"),
+    ("ResponseStreamEvent", "usage", "null"),
 })  # fmt: skip
 
 
@@ -183,11 +191,18 @@ def _adapter(sdk: Any) -> TypeAdapter[Any]:
 
 
 def _against_schema(schema: str, body: Any) -> Iterator[str]:
-    for error in _validator(schema).iter_errors(body):
+    for error in _validator(_meant(schema, body)).iter_errors(body):
         deepest = jsonschema.exceptions.best_match([error]) or error
         key = str(deepest.absolute_path[-1]) if deepest.absolute_path else ""
         if (schema, key, json.dumps(deepest.instance)) not in DEVIATIONS and not _is_base64(schema, deepest):
             yield f"{schema} {deepest.json_path}: {deepest.message[:300]}"
+
+
+def _meant(schema: str, body: Any) -> str:
+    """Of a union, the branch of the body's type: what is wrong with that one is what matters."""
+    branches = [branch["$ref"].rsplit("/", 1)[-1] for branch in SCHEMAS[schema].get("anyOf", ()) if "$ref" in branch]
+    kinds = {name: SCHEMAS[name].get("properties", {}).get("type", {}).get("enum", ()) for name in branches}
+    return next((name for name, kind in kinds.items() if body.get("type") in kind), schema)
 
 
 def _is_base64(schema: str, error: jsonschema.ValidationError) -> bool:

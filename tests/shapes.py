@@ -19,7 +19,13 @@ from openai.types import (
     ModerationCreateResponse,
 )
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from openai.types.responses import CompactedResponse, Response, ResponseItemList, ResponsesServerEvent
+from openai.types.responses import (
+    CompactedResponse,
+    Response,
+    ResponseItemList,
+    ResponsesServerEvent,
+    ResponseStreamEvent,
+)
 from openai.types.responses.input_token_count_response import InputTokenCountResponse
 
 from tests.tap import Answered
@@ -47,7 +53,8 @@ def _route(request: str, whole: Shape | None = None, event: Shape | None = None)
 
 
 RESPONSE = Shape("Response", Response)
-RESPONSE_EVENT = Shape("ResponseStreamEvent", ResponsesServerEvent)
+RESPONSE_EVENT = Shape("ResponseStreamEvent", ResponseStreamEvent)
+RESPONSE_FRAME = Shape("ResponseStreamEvent", ResponsesServerEvent)
 CHAT_CHUNK = Shape("CreateChatCompletionStreamResponse", ChatCompletionChunk)
 COMPLETION = Shape("CreateCompletionResponse", Completion)
 ROUTES = (
@@ -59,7 +66,7 @@ ROUTES = (
     _route("GET /v1/models", Shape("ListModelsResponse", SyncPage[Model])),
     _route("GET /v1/models/.+(?<! of Anthropic)", Shape("Model", Model)),
     _route("POST /v1/responses", RESPONSE, RESPONSE_EVENT),
-    _route("WS /v1/responses", None, RESPONSE_EVENT),
+    _route("WS /v1/responses", None, RESPONSE_FRAME),
     _route("POST /v1/responses/input_tokens", Shape("TokenCountsResource", InputTokenCountResponse)),
     _route("POST /v1/responses/compact", Shape("CompactResource", CompactedResponse)),
     _route("GET /v1/responses/[^/]+", RESPONSE, RESPONSE_EVENT),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Protocol, TypeVar, cast
+from typing import Annotated, NamedTuple, Protocol, TypeVar, cast
 
 from fastapi import Depends
 from pydantic import BaseModel
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
@@ -19,17 +17,16 @@ from server.access import current_principal
 from server.auth import Principal
 from server.cache.wish import HEADER, wish_of
 from server.entitlement import quota_unavailable
-from server.errors import APIError, Overloaded
+from server.errors import APIError
 from server.generation import Generation
 from server.job import Caller
+from server.reachable import DATABASE_FAULTS, database_away
 from server.request_id import request_id_of
 from server.services import Services
 from server.settings import Settings
 from server.streaming import ChunkEvents, Events, EventStream, Render, WholeAnswer
 from server.wire.body import read_json
 from server.wire.common import ChunkEncoder
-
-log = logging.getLogger(__name__)
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -94,9 +91,8 @@ async def store_is_there() -> AsyncIterator[None]:
         yield
     except LedgerUnavailable as error:
         raise quota_unavailable() from error
-    except (SQLAlchemyError, OSError) as error:
-        log.warning("the database failed: %s", type(error).__name__)
-        raise Overloaded("The database can't be reached at the moment.", retry_after_ms=1000) from error
+    except DATABASE_FAULTS as error:
+        raise database_away(error) from error
 
 
 def respond(generation: Generation, render: Render, encoder: type[ChunkEncoder], services: Services) -> Response:
@@ -109,12 +105,19 @@ def respond(generation: Generation, render: Render, encoder: type[ChunkEncoder],
 
 
 def stream(generation: Generation, events: Events, services: Services) -> EventStream:
+    patience = patience_of(generation.job.caller, services)
+    return EventStream(generation, events, keep_alive=patience.keep_alive, write_timeout=patience.write_timeout)
+
+
+class Patience(NamedTuple):
+    """Seconds."""
+
+    keep_alive: float
+    write_timeout: float
+
+
+def patience_of(caller: Caller, services: Services) -> Patience:
     """A client that gives up after n seconds without a byte hears from us before that."""
-    timeouts = services.settings.timeouts
-    patience = generation.job.caller.read_timeout
-    return EventStream(
-        generation,
-        events,
-        keep_alive=min(timeouts.keep_alive, math.inf if patience is None else max(patience / 2, MIN_KEEP_ALIVE)),
-        write_timeout=timeouts.write,
-    )
+    timeouts, theirs = services.settings.timeouts, caller.read_timeout
+    keep_alive = min(timeouts.keep_alive, math.inf if theirs is None else max(theirs / 2, MIN_KEEP_ALIVE))
+    return Patience(keep_alive, timeouts.write)

@@ -10,6 +10,7 @@ from server.store.errors import NameTaken, StoreError
 from server.store.files import Files
 from server.store.keys import Keys
 from server.store.plans import Plans
+from server.store.responses import Responses
 from server.store.settings import KeptSettings
 from server.store.usage import UsageLog
 
@@ -26,6 +27,7 @@ class Store:
     plans: Plans
     usage: UsageLog
     files: Files
+    responses: Responses
     settings: KeptSettings
 
     @classmethod
@@ -39,6 +41,7 @@ class Store:
             plans=Plans(database),
             usage=UsageLog(database),
             files=Files(database),
+            responses=Responses(database),
             settings=KeptSettings(database),
         )
 

@@ -160,6 +160,51 @@ class FileChunkRow(Base):
     data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class ResponseRow(Base):
+    """A response of `/v1/responses`: `body` is its JSON as a client gets it. While it runs, `lease_until` says until
+    when the gateway `owner` is believed to be at it."""
+
+    __tablename__ = "responses"
+    __table_args__ = (Index(None, "expires_at"), Index(None, "lease_until"))
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    account_id: Mapped[str] = mapped_column(String(32))
+    parent_id: Mapped[str | None] = mapped_column(String(256))  # whose conversation it goes on with
+    status: Mapped[str] = mapped_column(String(16))
+    is_background: Mapped[bool] = mapped_column(Boolean)
+    body: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    owner: Mapped[str] = mapped_column(String(64))
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)  # None: it has ended
+    cancel_requested: Mapped[bool] = mapped_column(Boolean)
+
+
+class ResponseItemRow(Base):
+    """An item of a response's conversation: of its input, or of its output."""
+
+    __tablename__ = "response_items"
+    __table_args__ = (Index(None, "account_id", "item_id"),)
+
+    response_id: Mapped[str] = mapped_column(ForeignKey("responses.id", ondelete="CASCADE"), primary_key=True)
+    is_output: Mapped[bool] = mapped_column(Boolean, primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    item_id: Mapped[str] = mapped_column(String(256))
+    account_id: Mapped[str] = mapped_column(String(32))
+    item: Mapped[str] = mapped_column(Text)
+
+
+class ResponseEventsRow(Base):
+    """Events of a response that were written together, a line each: those from `first` to `last`."""
+
+    __tablename__ = "response_events"
+
+    response_id: Mapped[str] = mapped_column(ForeignKey("responses.id", ondelete="CASCADE"), primary_key=True)
+    first: Mapped[int] = mapped_column(Integer, primary_key=True)
+    last: Mapped[int] = mapped_column(Integer)
+    events: Mapped[str] = mapped_column(Text)
+
+
 class SettingRow(Base):
     """A value that Penstock made for itself: the pepper of keys, the ids of the first ones."""
 

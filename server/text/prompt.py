@@ -70,6 +70,25 @@ class ChatEncoder:
         adds_bos = self.tokenizer.encode("", add_special_tokens=True)[:1] == [self.tokenizer.bos_token_id]
         return rendered.removeprefix(bos) if adds_bos else rendered
 
+    def words_for_image(self) -> str | None:
+        """What the model's own template writes where a message has an image, such as "[image]".
+
+        None where it has no words for one, or a special token, for which something would have to be put in.
+        """
+        before, after = "\N{SYMBOL FOR START OF TEXT}", "\N{SYMBOL FOR END OF TEXT}"
+        parts = [{"type": "text", "text": text} for text in (before, after)]
+        try:
+            texts, mixed = (
+                self.template.render([{"role": "user", "content": content}])
+                for content in (parts, [parts[0], {"type": "image"}, parts[1]])
+            )
+        except InvalidRequest:
+            return None
+        if before + after not in texts:  # it does not know parts
+            return None
+        words = mixed.partition(before)[2].partition(after)[0]
+        return words if words and self.tokenizer.make_inert(words) == words else None
+
     def ids_as_text(self, token_ids: list[int]) -> str:
         """The same for a prompt of token ids. Raises InvalidRequest where no text stands for just these."""
         text = self.tokenizer.decode(token_ids)

@@ -79,12 +79,16 @@ def parse_json(body: bytes, model: type[T]) -> T:
 
 
 def read_query(request: Request, model: type[T]) -> T:
-    """The query string as `model`. Raises InvalidRequest or UnsupportedParameter."""
-    values: dict[str, str] = {}
+    """The query string as `model`; `name[]`, any number of times, is a list. Raises InvalidRequest or
+    UnsupportedParameter."""
+    values: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
-        if name in values:
+        if name.endswith("[]") and isinstance(several := values.setdefault(name[:-2], []), list):
+            several.append(value)
+        elif name in values:
             raise InvalidRequest(f"'{_short(name)}' stands twice in the query string.", param=_short(name))
-        values[name] = value
+        else:
+            values[name] = value
     try:
         return model.model_validate(values)
     except ValidationError as error:

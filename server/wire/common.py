@@ -157,8 +157,8 @@ class Answer:
 
 
 def new_id(prefix: str) -> str:
-    """A response id, such as new_id("chatcmpl"). Ours, unguessable, never taken from the client."""
-    return f"{prefix}-{secrets.token_hex(16)}"
+    """A response id, such as new_id("chatcmpl") or new_id("resp_"). Ours, unguessable, never taken from the client."""
+    return f"{prefix}{'' if prefix.endswith('_') else '-'}{secrets.token_hex(16)}"
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):

@@ -38,7 +38,16 @@ TokenCount = Annotated[int, AfterValidator(at_least(1))]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
-def _as_list(value: Any) -> Any:
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    at_most(MAX_METADATA),
+]
+
+
+def as_list(value: Any) -> Any:
     """`stop` is null, a string or a list of strings; one form goes on."""
     if value is None:
         return []
@@ -56,6 +65,7 @@ class GenerationFields(RequestModel):
         "top_logprobs": f"{TELLS_LOGPROBS}, and words of answers are not masked",
         "best_of": TELLS_LOGPROBS,
     }
+    OTHER_NAMES: ClassVar[Mapping[str, str]] = {}  # of parameters that another endpoint's clients know by theirs
 
     model: ModelName
     max_tokens: TokenCount | None = None
@@ -79,23 +89,14 @@ class GenerationFields(RequestModel):
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[StopString], Field(fail_fast=True), at_most(MAX_STOPS), BeforeValidator(_as_list)] = Field(
+    stop: Annotated[list[StopString], Field(fail_fast=True), at_most(MAX_STOPS), BeforeValidator(as_list)] = Field(
         default_factory=list
     )
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True), at_most(MAX_STOP_TOKENS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, StringConstraints(max_length=64)],
-                Annotated[str, StringConstraints(max_length=512)],
-            ],
-            at_most(MAX_METADATA),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     n: Annotated[int, AfterValidator(within(1, MAX_CHOICES))] | None = None
     priority: Annotated[int, AfterValidator(at_least(0))] | None = None  # nobody pushes to the front
     # Of vLLM, refused unless neutral: see NEUTRAL.
@@ -136,6 +137,15 @@ class GenerationFields(RequestModel):
     @property
     def explicit_max_tokens(self) -> int | None:
         return self.max_tokens
+
+    @classmethod
+    def name_of(cls, param: str) -> str:
+        return cls.OTHER_NAMES.get(param, param)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether something of the answer is told before its end."""
+        return bool(self.stream)
 
     @property
     def include_usage(self) -> bool:

@@ -1,0 +1,171 @@
+"""A request for a response -> what runs it, tells of it and keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import msgspec
+
+from server.errors import InvalidRequest, NotFound
+from server.generation import Generation
+from server.job import Caller
+from server.pipeline import Pipeline
+from server.reachable import database_reached
+from server.responses.answer import ResponseBuilder
+from server.responses.asking import chat_of, fitted, own_names
+from server.responses.conversation import Message, Reading, messages_of
+from server.responses.local import Conversation, LocalConversations
+from server.responses.opening import opening_body
+from server.responses.recorder import Kept, Recorder
+from server.responses.scribe import Scribe
+from server.responses.seal import Seal
+from server.responses.telling import Telling
+from server.store.responses import Responses, StoredResponse
+from server.wire.common import new_id
+from server.wire.response_body import LIVE
+from server.wire.response_items import Item, ItemReference, kept
+from server.wire.responses import ENCRYPTED_REASONING, AnswerFields, ConversationFields, ResponsesRequest
+
+FEATURE, ID_PREFIX = "responses", "resp_"
+
+
+@dataclass(slots=True, frozen=True)
+class Asked:
+    """What a request gives the model to read: the conversation that it goes on with, and its own input."""
+
+    before: Conversation
+    own: Sequence[Item]
+    messages: Sequence[Message]
+
+
+@dataclass(slots=True, frozen=True)
+class Prepared:
+    """A response that nothing is wrong with. It holds nothing yet."""
+
+    generation: Generation
+    asked: Asked
+    builder: ResponseBuilder
+    recorder: Recorder | None
+
+    @property
+    def telling(self) -> Telling:
+        return Telling(self.generation, self.builder, self.recorder)
+
+    def conversation(self) -> Conversation:
+        """With the answer, once it has ended."""
+        output = msgspec.to_builtins(self.builder.body.output)
+        items = [*self.asked.before.items, *self.asked.own, *output]
+        return Conversation(items, self.builder.body.id if self.recorder is not None else None)
+
+
+class ResponsesService:
+    """One a gateway."""
+
+    def __init__(self, pipeline: Pipeline, store: Responses, seal_key: bytes, keep: timedelta) -> None:
+        self.store = store
+        self.scribe = Scribe(store)
+        self.owner = new_id("gateway")
+        self._pipeline = pipeline
+        self._seal_key = seal_key
+        self._keep = keep
+
+    def seal(self, caller: Caller) -> Seal:
+        return Seal(self._seal_key, caller.principal.account_id)
+
+    async def prepare(
+        self, caller: Caller, request: ResponsesRequest, local: LocalConversations | None = None
+    ) -> Prepared:
+        """`local` is what the request's connection remembers. Raises APIError; nothing is held yet."""
+        asked = await self.read(caller, request, local)
+        generation = await fitted(
+            asked.messages,
+            lambda messages: self._generation(caller, request, messages),
+            truncate=request.truncation == "auto",
+        )
+        job = generation.job
+        body = opening_body(request, job.head, job.prompts[0].sampling)
+        sealed = self.seal(caller).close if request.includes(ENCRYPTED_REASONING) else None
+        recorder = Recorder(self.scribe, self._kept(caller, asked), body) if request.is_stored else None
+        return Prepared(generation, asked, ResponseBuilder(body, sealed), recorder)
+
+    async def _generation(self, caller: Caller, request: ResponsesRequest, messages: Sequence[Message]) -> Generation:
+        with own_names():
+            return await self._pipeline.chat(caller, chat_of(request, messages), FEATURE, ID_PREFIX)
+
+    def _kept(self, caller: Caller, asked: Asked) -> Kept:
+        """A conversation that is stored is gone on with; of one that is not, all is this response's own input."""
+        before = asked.before
+        inputs = asked.own if before.stored_as else [*before.items, *asked.own]
+        return Kept(caller.principal.account_id, self.owner, self._keep, inputs, before.stored_as)
+
+    async def count_tokens(self, caller: Caller, request: AnswerFields) -> int:
+        asked = await self.read(caller, request)
+        with own_names():
+            return await self._pipeline.count_tokens(caller, chat_of(request, asked.messages))
+
+    # --- what there is to read
+
+    async def read(self, caller: Caller, request: ConversationFields, local: LocalConversations | None = None) -> Asked:
+        """Raises NotFound for a response or an item that the account does not have, and InvalidRequest."""
+        before = await self._before(caller, request.previous_response_id, local)
+        own = await self._own_items(caller, request, before)
+        encoder = self._pipeline.generating(caller, request.model).encoder
+        seal = self.seal(caller)
+        has_image = any(_has_image(item) for item in (*before.items, *own))
+        reading = Reading(encoder.words_for_image() if has_image else None, lambda sealed: seal.open(sealed, "input"))
+        messages = messages_of([*before.items, *own], request.instructions, reading)
+        return Asked(before, own, messages)
+
+    async def _before(self, caller: Caller, response_id: str | None, local: LocalConversations | None) -> Conversation:
+        if response_id is None:
+            return Conversation((), None)
+        if local is not None and (remembered := local.get(response_id)) is not None:
+            return remembered
+        account = caller.principal.account_id
+        with database_reached():
+            stored = await self.store.get(account, response_id)
+            items = None if stored is None else await self.store.conversation(account, response_id)
+        if stored is None or items is None:
+            raise _previous_not_found(response_id)
+        if stored.status in LIVE:
+            message = f"The previous response '{response_id}' has not ended yet."
+            raise InvalidRequest(message, param="previous_response_id", code="previous_response_not_ended")
+        return Conversation(items, response_id)
+
+    async def _own_items(self, caller: Caller, request: ConversationFields, before: Conversation) -> list[Item]:
+        """With what references stand for in their place."""
+        wanted = [item.id for item in request.input if isinstance(item, ItemReference)]
+        found = {item["id"]: item for item in before.items}
+        if missing := [item_id for item_id in wanted if item_id not in found]:
+            with database_reached():
+                found |= await self.store.items(caller.principal.account_id, missing)
+        for item_id in wanted:
+            if item_id not in found:
+                raise NotFound(f"Item with id '{item_id[:128]}' not found.", param="input", code="item_not_found")
+        return [found[item.id] if isinstance(item, ItemReference) else kept(item) for item in request.input]
+
+    # --- what is stored
+
+    async def stored(self, caller: Caller, response_id: str) -> StoredResponse:
+        """Raises NotFound."""
+        with database_reached():
+            found = await self.store.get(caller.principal.account_id, response_id)
+        if found is None:
+            raise response_not_found(response_id)
+        return found
+
+
+def response_not_found(response_id: str) -> NotFound:
+    return NotFound(f"Response with id '{response_id[:128]}' not found.", code="response_not_found")
+
+
+def _previous_not_found(response_id: str) -> NotFound:
+    message = f"Previous response with id '{response_id[:128]}' not found."
+    return NotFound(message, param="previous_response_id", code="previous_response_not_found")
+
+
+def _has_image(item: Item) -> bool:
+    content = item.get("content") or item.get("output") or ()
+    return not isinstance(content, str) and any(part.get("type") == "input_image" for part in content)

@@ -1,0 +1,145 @@
+"""`/v1/responses`: made whole, as a stream, or in the background; and what is kept of them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.errors import InvalidRequest
+from server.job import Caller
+from server.reachable import database_reached
+from server.responses.background import Run
+from server.responses.following import FollowedResponse, RunSource, Source, StoredSource
+from server.responses.service import Prepared, response_not_found
+from server.responses.telling import ResponseEvents
+from server.responses.whole import WholeResponse
+from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, patience_of, read, stream
+from server.services import Services
+from server.wire.body import read_query
+from server.wire.common import encode
+from server.wire.response_body import LIVE, Deleted, InputTokens, ItemList
+from server.wire.responses import InputItemsQuery, InputTokensRequest, ResponsesRequest, RetrieveQuery
+from server.wire.takes import takes
+
+router = APIRouter()
+
+CANCEL_PATIENCE = 5.0  # seconds until a cancelled response is told of as it is
+
+
+@router.post("/v1/responses")
+@takes(ResponsesRequest)
+async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
+    async with limit_headers_on_errors(caller.principal, services):
+        body = await read(request, ResponsesRequest, services)
+        if body.background:
+            caller = replace(caller, read_timeout=None)  # it does not wait
+        prepared = await services.responses.prepare(caller, body)
+    if body.background:
+        return await _background(prepared, body, caller, services)
+    if body.stream:
+        events = ResponseEvents(prepared.telling, obfuscate=body.obfuscates)
+        return stream(prepared.generation, events, services)
+    return WholeResponse(prepared)
+
+
+async def _background(prepared: Prepared, body: ResponsesRequest, caller: Caller, services: Services) -> Response:
+    run = await services.background.start(prepared)
+    if body.stream:
+        return _followed(RunSource(run, -1), -1, caller, services, obfuscate=body.obfuscates)
+    return _json(encode(run.opened), prepared.generation.headers)
+
+
+def _followed(source: Source, after: int, caller: Caller, services: Services, *, obfuscate: bool) -> Response:
+    keep_alive, write_timeout = patience_of(caller, services)
+    return FollowedResponse(source, after, obfuscate=obfuscate, keep_alive=keep_alive, write_timeout=write_timeout)
+
+
+@router.post("/v1/responses/input_tokens")
+@takes(InputTokensRequest)
+async def count(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
+    """How long the prompt is that would be made of it. No model runs, and nothing is charged."""
+    async with limit_headers_on_errors(caller.principal, services):
+        body = await read(request, InputTokensRequest, services)
+        tokens = await services.responses.count_tokens(caller, body)
+    return _json(encode(InputTokens(tokens)), await services.entitlement.headers(caller.principal))
+
+
+@router.get("/v1/responses/{response_id}")
+@takes(RetrieveQuery)
+async def retrieve(response_id: str, request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
+    async with limit_headers_on_errors(caller.principal, services):
+        query = read_query(request, RetrieveQuery)
+        stored = await services.responses.stored(caller, response_id)
+    if not query.stream:
+        return _json(stored.body.encode())
+    after = -1 if query.starting_after is None else query.starting_after
+    run = services.background.find(stored.account_id, stored.id)
+    if run is not None:
+        source: Source = RunSource(run, after)
+    else:
+        source = StoredSource(services.store.responses, stored, after, lambda: services.draining)
+    return _followed(source, after, caller, services, obfuscate=query.include_obfuscation)
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete(response_id: str, caller: CurrentCaller, services: CurrentServices) -> Response:
+    async with limit_headers_on_errors(caller.principal, services):
+        with database_reached():
+            if not await services.store.responses.delete(caller.principal.account_id, response_id):
+                raise response_not_found(response_id)
+    if (run := services.background.find(caller.principal.account_id, response_id)) is not None:
+        run.stop(is_cancelled=True)
+    return _json(encode(Deleted(response_id)))
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+@takes(None)
+async def cancel(response_id: str, caller: CurrentCaller, services: CurrentServices) -> Response:
+    """At the gateway that runs it at once, at another within moments. One that has ended is what it is."""
+    async with limit_headers_on_errors(caller.principal, services):
+        stored = await services.responses.stored(caller, response_id)
+        if not stored.is_background:
+            raise InvalidRequest("Only responses that run in the background can be cancelled.", param="response_id")
+        if stored.status in LIVE:
+            await _stop(services.background.find(stored.account_id, stored.id), caller, response_id, services)
+            stored = await services.responses.stored(caller, response_id)
+    return _json(stored.body.encode())
+
+
+async def _stop(run: Run | None, caller: Caller, response_id: str, services: Services) -> None:
+    if run is not None:
+        run.stop(is_cancelled=True)
+        await run.ended()
+        return
+    with database_reached():
+        await services.store.responses.request_cancel(caller.principal.account_id, response_id)
+    deadline = asyncio.get_running_loop().time() + CANCEL_PATIENCE
+    while asyncio.get_running_loop().time() < deadline:
+        if (await services.responses.stored(caller, response_id)).status not in LIVE:
+            return
+        await asyncio.sleep(0.1)
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+@takes(InputItemsQuery)
+async def input_items(response_id: str, request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
+    async with limit_headers_on_errors(caller.principal, services):
+        query = read_query(request, InputItemsQuery)
+        stored = await services.responses.stored(caller, response_id)
+        with database_reached():
+            items = await services.store.responses.inputs(
+                stored.account_id, stored.id, after=query.after, limit=query.limit + 1, descending=query.order == "desc"
+            )
+        if items is None:
+            raise InvalidRequest("There is no such item in this response's input.", param="after")
+    page = items[: query.limit]
+    first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
+    return _json(encode(ItemList(page, first, last, len(items) > query.limit)))
+
+
+def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, headers=headers, media_type="application/json")

@@ -1,0 +1,314 @@
+"""`/v1/responses`: what a request may say, over HTTP and over a WebSocket, and to the other routes of its family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.errors import InvalidRequest, UnsupportedParameter
+from server.wire.chat import KNOWS_TOOLS, MAX_TEMPLATE_KWARGS
+from server.wire.common import (
+    MAX_LOGIT_BIAS,
+    MAX_STOP_TOKENS,
+    MAX_STOPS,
+    RequestModel,
+    at_least,
+    at_most,
+    refuse_unsupported,
+    within,
+)
+from server.wire.response_items import Input, ItemId
+from server.wire.sampling import (
+    ENGINE_HAS_IT,
+    ENGINE_NEUTRAL,
+    Fraction,
+    Metadata,
+    ModelName,
+    Penalty,
+    StopString,
+    TokenCount,
+    TokenId,
+    as_list,
+)
+from server.wire.tools import MAX_TOOLS, FunctionName, JsonObjectFormat, Schema, TextFormat
+
+ENCRYPTED_REASONING = "reasoning.encrypted_content"
+LOGPROBS = "message.output_text.logprobs"
+
+# Parameters that would change the answer and are not honoured, with the values besides null that leave it as it is.
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "conversation": (),
+    "prompt": (),
+    "moderation": (),
+    "context_management": ([],),
+    "access_programs": (),
+    "image": ({"context_compression": "auto"}, {"context_compression": "disabled"}),
+    "top_logprobs": (0,),
+    "personality": (),
+}
+
+Include = Literal[
+    # of tools that this server does not have: such items never occur
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "message.input_image.image_url",  # always there
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+]
+Includes = Annotated[list[Include], at_most(16)]
+
+
+class FunctionTool(RequestModel):
+    """`strict` or not, calls are held to the schema; strict, one that can't be held to is refused."""
+
+    type: Literal["function"]
+    name: FunctionName
+    description: str | None = None
+    parameters: Schema | None = None
+    strict: bool | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    defer_loading: Literal[False] | None = None
+    is_async: Annotated[Literal[False] | None, Field(alias="async")] = None
+    output_schema: None = None
+
+
+def _function_only(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind != "function":
+        message = "Tools of type '{kind}' are not supported: this server has no tools of its own"
+        raise PydanticCustomError("unsupported_tool", message, {"kind": kind[:64]})
+    return value
+
+
+class FunctionReference(RequestModel):
+    type: Literal["function"]
+    name: FunctionName
+
+
+AnyReference = Annotated[FunctionReference, BeforeValidator(_function_only)]
+
+
+class AllowedTools(RequestModel):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AnyReference], Field(min_length=1), at_most(MAX_TOOLS)]
+
+
+ToolChoice = (
+    Literal["none", "auto", "required"] | Annotated[FunctionReference | AllowedTools, Field(discriminator="type")]
+)
+
+
+class JsonSchemaFormat(RequestModel):
+    type: Literal["json_schema"]
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    json_schema: Annotated[Schema, Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextConfig(RequestModel):
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {"verbosity": ("medium",)}
+    WHERE: ClassVar[Mapping[str, str]] = {"format": "the model's engine can hold an answer to a grammar"}
+
+    format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningOptions(RequestModel):
+    """A summary is not written: what the model thinks is told in full."""
+
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"summary", "generate_summary"})
+    WHERE: ClassVar[Mapping[str, str]] = {"effort": "the model's template has it"}
+
+    effort: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
+
+
+class CacheOptions(RequestModel):
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Literal["30m", "12h"] | None = None
+    prewarm: Literal[False] | None = None
+    comparison_response_id: None = None
+
+
+class ResponseStreamOptions(RequestModel):
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+
+    include_obfuscation: bool | None = None
+
+
+_NO_EFFECT = frozenset({"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "service_tier"})
+
+
+class ConversationFields(RequestModel):
+    """What the model is given to read, of all requests that give it something."""
+
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL
+
+    model: ModelName
+    input: Input = Field(default_factory=list)
+    instructions: str | None = None
+    previous_response_id: ItemId | None = None
+
+    @model_validator(mode="after")
+    def _check_given(self) -> Self:
+        refuse_unsupported(self)
+        if not self.input and self.previous_response_id is None and not self.instructions:
+            message = "Missing required parameter: 'input'."
+            raise InvalidRequest(message, param="input", code="missing_required_parameter")
+        return self
+
+
+class AnswerFields(ConversationFields):
+    """What it is asked for, as far as that is part of what it reads."""
+
+    WHERE: ClassVar[Mapping[str, str]] = {"tools": KNOWS_TOOLS}
+
+    tools: Annotated[list[Annotated[FunctionTool, BeforeValidator(_function_only)]], at_most(MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningOptions | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    conversation: Any = None
+
+    @model_validator(mode="after")
+    def _check_verbosity(self) -> Self:
+        if self.text is not None and self.text.verbosity not in (None, "medium"):
+            raise UnsupportedParameter("text.verbosity")
+        return self
+
+
+class ResponsesRequest(AnswerFields):
+    NO_EFFECT: ClassVar[frozenset[str]] = _NO_EFFECT | {
+        "metadata",
+        "user",
+        "safety_identifier",
+        "max_tool_calls",  # of tools of the server's own: there are none
+    }
+    WHERE: ClassVar[Mapping[str, str]] = (
+        dict(AnswerFields.WHERE)
+        | dict.fromkeys(sorted(ENGINE_NEUTRAL), ENGINE_HAS_IT)
+        | {"chat_template_kwargs": "the model's template has such variables"}
+    )
+
+    max_output_tokens: TokenCount | None = None
+    max_tool_calls: Annotated[int, AfterValidator(at_least(0))] | None = None
+    temperature: Annotated[float, AfterValidator(within(0, 2))] | None = None
+    top_p: Fraction | None = None
+    top_logprobs: Annotated[int, AfterValidator(within(0, 20))] | None = None
+    include: Includes | None = None
+    store: bool | None = None
+    background: bool | None = None
+    stream: bool | None = None
+    stream_options: ResponseStreamOptions | None = None
+    metadata: Metadata | None = None
+    user: str | None = None
+    safety_identifier: Annotated[str, StringConstraints(max_length=128)] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_options: CacheOptions | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
+    # As users of other engines send them, by extra_body.
+    top_k: Annotated[int, AfterValidator(at_least(-1))] | None = None
+    min_p: Fraction | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, AfterValidator(within(0, 10, above=True))] | None = None
+    logit_bias: Annotated[dict[str, float], at_most(MAX_LOGIT_BIAS)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Annotated[list[StopString], Field(fail_fast=True), at_most(MAX_STOPS), BeforeValidator(as_list)] = Field(
+        default_factory=list
+    )
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True), at_most(MAX_STOP_TOKENS)] | None = None
+    min_tokens: Annotated[int, AfterValidator(at_least(0))] | None = None
+    ignore_eos: bool | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], at_most(MAX_TEMPLATE_KWARGS)] | None = None
+    # Refused unless neutral: see NEUTRAL.
+    access_programs: Any = None
+    context_management: Any = None
+    image: Any = None
+    moderation: Any = None
+    prompt: Any = None
+
+    @property
+    def is_stored(self) -> bool:
+        return self.store is not False
+
+    @property
+    def obfuscates(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_obfuscation)
+
+    def includes(self, what: str) -> bool:
+        return what in (self.include or ())
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.includes(LOGPROBS):
+            raise UnsupportedParameter("include", f"Unsupported value: 'include' can't have '{LOGPROBS}'.")
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+        if self.background and not self.is_stored:
+            raise InvalidRequest("'background' needs 'store': true.", param="background")
+        return self
+
+
+class ResponseFrame(ResponsesRequest):
+    """`response.create`, over a WebSocket: every answer is streamed, none runs in the background."""
+
+    type: Literal["response.create"]
+    stream: Annotated[Literal[True], BeforeValidator(lambda value: True if value is None else value)] = True
+    background: Literal[False] | None = None
+    stream_id: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None  # echoed on its events
+    generate: bool | None = None  # false: nothing is generated; what follows may continue from it
+
+
+class InputTokensRequest(AnswerFields):
+    personality: Any = None
+
+
+class CompactRequest(ConversationFields):
+    NO_EFFECT: ClassVar[frozenset[str]] = _NO_EFFECT
+
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_options: CacheOptions | None = None
+    service_tier: Literal["auto", "default", "fast", "flex", "priority"] | None = None
+    image: Any = None
+
+
+# Query strings. Their values are text: not strict.
+
+
+class _Query(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    include: tuple[Include, ...] = ()
+
+
+class RetrieveQuery(_Query):
+    stream: bool = False
+    starting_after: Annotated[int, Field(ge=-1)] | None = None
+    include_obfuscation: bool = False
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> Self:
+        if self.starting_after is not None and not self.stream:
+            raise InvalidRequest("'starting_after' is only allowed with 'stream': true.", param="starting_after")
+        return self
+
+
+class InputItemsQuery(_Query):
+    after: ItemId | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
