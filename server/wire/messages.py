@@ -15,7 +15,6 @@ from server.wire.message_blocks import CacheControl, InputMessages, Texts
 from server.wire.sampling import ENGINE_HAS_IT, Fraction, ModelName, StopString, TokenCount
 from server.wire.tools import MAX_TOOLS, Schema
 
-MIN_THINKING = 1024  # as Anthropic
 MAX_EXAMPLES = 64
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
@@ -72,13 +71,13 @@ ToolChoice = Annotated[FreeChoice | NamedChoice | NoChoice, Field(discriminator=
 
 
 class ThinkingEnabled(RequestModel):
-    """How much a model thinks is its own affair: `budget_tokens` is checked, and no more than `max_tokens` binds it.
-    Thoughts are shown as they are where a summary would do."""
+    """How much a model thinks is its own affair: `max_tokens` bounds it, `budget_tokens` does not. Thoughts are shown
+    as they are where a summary would do."""
 
     NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"budget_tokens"})
 
     type: Literal["enabled"]
-    budget_tokens: Annotated[int, AfterValidator(at_least(MIN_THINKING))]
+    budget_tokens: TokenCount
     display: Literal["summarized", "omitted"] | None = None
 
 
@@ -175,13 +174,10 @@ class MessagesRequest(PromptFields):
         return shown is not None and shown.display == "omitted"
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
+    def _refuse_a_beginning(self) -> Self:
         if self.messages[-1].role == "assistant":
             message = (
                 "'messages' ends with a message of the assistant: an answer that goes on from one is not supported."
             )
             raise InvalidRequest(message, param="messages")
-        if isinstance(self.thinking, ThinkingEnabled) and self.thinking.budget_tokens >= self.max_tokens:
-            message = "'thinking.budget_tokens' must be less than 'max_tokens'."
-            raise InvalidRequest(message, param="thinking.budget_tokens")
         return self
