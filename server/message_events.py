@@ -97,6 +97,8 @@ class MessageEvents(Events):
 
     def _call(self, call: CallPiece) -> bytes:
         begun = b"" if call.id is None else self._start(ToolUseBody(call.id, call.name or "", {}))
+        if not isinstance(self._open, ToolUseBody):
+            return b""  # the end of a call that was broken off, and whose block is closed
         return begun + (event(BlockDelta(self._index, InputDelta(call.arguments))) if call.arguments else b"")
 
     def _start(self, block: BlockBody) -> bytes:

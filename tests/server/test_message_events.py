@@ -155,6 +155,18 @@ def test_words_behind_a_call_do_not_cut_it() -> None:
     assert once["content"][0]["input"] == {}
 
 
+def test_the_rest_of_a_call_that_was_broken_off_goes_into_no_other_block() -> None:
+    begun, *parts = call(0, '{"a')
+    pieces = [
+        Piece(0, "", calls=(begun, *parts[:2])),
+        Piece(0, "x"),
+        Piece(0, "", FinishReason.STOP, calls=(parts[2],)),
+    ]
+    events = streamed(pieces)
+    check_order(events)
+    assert accumulated(events)["content"][1]["text"] == "x"
+
+
 @pytest.mark.parametrize(
     ("reason", "stop", "told"),
     [
