@@ -129,9 +129,7 @@ class Pipeline:
     def _check_tellable(self, body: GenerationFields, deployment: Deployment) -> None:
         """What is altered in the text would be read in its tokens."""
         if body.token_logprobs is not None and self.alters_answers(deployment):
-            message = (
-                "Unsupported parameter: 'logprobs'. Words of this model's answers are masked; tokens would show them."
-            )
+            message = "Unsupported parameter: 'logprobs'. What is masked in this model's texts would be read in tokens."
             raise UnsupportedParameter("logprobs", message)
 
     def _shown(self, messages: list[dict[str, Any]], plan: Plan, deployment: Deployment) -> _Shown:

@@ -61,8 +61,8 @@ class GenerationFields(RequestModel):
     PROMPT_NOUN: ClassVar[str]
     NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"user", "metadata"})
     WHERE: ClassVar[Mapping[str, str]] = {
-        "logprobs": f"{TELLS_LOGPROBS}, and words of answers are not masked",
-        "top_logprobs": f"{TELLS_LOGPROBS}, and words of answers are not masked",
+        "logprobs": f"{TELLS_LOGPROBS}, and no terms or personal data are masked",
+        "top_logprobs": f"{TELLS_LOGPROBS}, and no terms or personal data are masked",
         "best_of": TELLS_LOGPROBS,
     }
     OTHER_NAMES: ClassVar[Mapping[str, str]] = {}  # of parameters that another endpoint's clients know by theirs

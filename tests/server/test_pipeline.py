@@ -124,6 +124,8 @@ async def test_what_is_wrong_is_said() -> None:
         error = await _error(house, InvalidRequest, **cast(dict[str, Any], fields))
         assert (error.code, error.param) == ("content_filter", param)
         assert "blocked" not in error.message.lower()
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "blocked"}
+    assert (await _error(house, InvalidRequest, messages=[thought])).code == "content_filter"
     assert (await _error(house, InvalidRequest, max_tokens=100_000)).code == "context_length_exceeded"
     assert (await _error(house, InvalidRequest, prompt=[256])).param == "prompt"
     await _error(House(frozenset({"chat"})), PermissionDenied)  # not over a WebSocket

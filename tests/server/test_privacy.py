@@ -160,7 +160,7 @@ async def test_token_ids_are_refused_by_name() -> None:
 async def test_logprobs_are_refused_whatever_is_in_the_text() -> None:
     tells = replace(LIMITS, tells_logprobs=True)
     await House(masked=(), limits=tells).chat("hello", logprobs=True)
-    with pytest.raises(UnsupportedParameter, match="are masked"):
+    with pytest.raises(UnsupportedParameter, match="is masked"):
         await House(masked=(), limits=tells, pii=DETECTOR).chat("hello", logprobs=True)
 
 

@@ -17,6 +17,7 @@ SPECIAL = {  # values of fields whose types do not say what another one is
     "grammar": Grammar(GrammarKind.JSON_SCHEMA, "{}"),
     "seed": 5,
     "echo": "x",
+    "restores": b"x",
     "logprobs": 2,
     "prompt_logprobs": 2,
     "grammar_param": "tools",
