@@ -181,11 +181,17 @@ class AdmissionQueue(Generic[Item]):
             self._remove(sequence)
         return sequence
 
-    def pop_expired(self, now: float) -> list[Item]:
+    def pop_expired(self, now: float, is_patient: Callable[[Item], bool] = lambda item: False) -> list[Item]:
+        """Who is patient has no timeout, only its deadline."""
         expired = []
         while self._expiries and self._expiries[0][0] <= now:
-            request_id = heapq.heappop(self._expiries)[2]
-            if (sequence := self.remove(request_id)) is not None:
+            _, number, request_id = heapq.heappop(self._expiries)
+            if (sequence := self._waiting.get(request_id)) is None:
+                continue
+            if now < sequence.request.deadline and is_patient(sequence):
+                heapq.heappush(self._expiries, (sequence.request.deadline, number, request_id))
+            else:
+                self._remove(sequence)
                 expired.append(sequence)
         return expired
 

@@ -102,6 +102,7 @@ class Scheduler:
         )
         self._by_request[request.request_id] = sequence
         self.queue.put(sequence)
+        self._prompts.added(sequence)
         return None
 
     def _refusal(self, request: GenerationRequest, now: float) -> RequestError | None:
@@ -124,7 +125,7 @@ class Scheduler:
 
     def expire(self, now: float) -> list[OutputDelta]:
         """End the requests that waited in vain."""
-        return [self._expired(sequence, now) for sequence in self.queue.pop_expired(now)]
+        return [self._expired(sequence, now) for sequence in self.queue.pop_expired(now, self._prompts.has_begun)]
 
     def _expired(self, sequence: Sequence, now: float) -> OutputDelta:
         self._finish(sequence)
@@ -418,4 +419,4 @@ class Scheduler:
             assert all(s.num_uncomputed_tokens <= 1 for s in lane.running[:-1]), "a prompt before a decode"
         assert len(self._background.running) <= self._background_budget
         assert not any(s.block_table or s.num_computed_tokens for s in preempted)
-        self._prompts.check_integrity(running, preempted)
+        self._prompts.check_integrity(list(self._by_request.values()))

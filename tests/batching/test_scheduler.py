@@ -472,6 +472,20 @@ def test_a_group_whose_first_lost_its_memory_goes_on():
     assert [len(simulation.answers[f"g{index}"]) for index in range(3)] == [4] * 3
 
 
+def test_who_waits_for_a_group_s_prompt_does_not_wait_in_vain():
+    """However long that takes; but not beyond its deadline."""
+    simulation = Simulation(make_info(block_size=4, token_budget=8), SchedulerConfig(queue_timeout=5))
+    add_group(simulation, 2, prompt=range(10, 90), arrival=simulation.clock.now)
+    hurried = make_request("hurried", range(10, 90), group="g", arrival=simulation.clock.now, deadline=12)
+    simulation.add(hurried)
+    for _ in range(10):
+        simulation.step()
+        simulation.clock.advance(4)
+    simulation.drain()
+    assert simulation.ends["hurried"].error.code is ErrorCode.DEADLINE
+    assert [simulation.ends[f"g{index}"].finish_reason for index in range(2)] == [FinishReason.LENGTH] * 2
+
+
 def test_a_group_that_is_continued_elsewhere():
     simulation = Simulation(make_info(block_size=4))
     add_group(simulation, 3, max_tokens=9, num_begun=4, priority=-1)
