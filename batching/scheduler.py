@@ -322,7 +322,7 @@ class Scheduler:
             sequence = self._by_id.get(item.sequence_id)
             if sequence is None:  # it ended while this step was under way
                 continue
-            if item.sequence_id in result.prompt_logprobs:
+            if result.prompt_logprobs and item.sequence_id in result.prompt_logprobs:
                 sequence.take_prompt_logprobs(item.start, result.prompt_logprobs[item.sequence_id])
             reason = self._append(sequence, result) if item.samples else None
             self._publish(sequence, item)
@@ -348,12 +348,13 @@ class Scheduler:
             hashes = sequence.hashes(self.info.block_size, item.context_len)
             for index in range(first, end):
                 self.pool.publish(item.block_table[index], hashes[index])
-        self._prompts.computed(sequence, item.context_len)
+        if sequence.request.group:
+            self._prompts.computed(sequence, item.context_len)
 
     def _delta(self, sequence: Sequence, reason: FinishReason | None, result: StepResult) -> OutputDelta:
         request, number = sequence.request, sequence.sequence_id
         delta = OutputDelta(request.request_id, [sequence.token_ids[-1]], reason, result.ended.get(number))
-        if number in result.logprobs:
+        if result.logprobs and number in result.logprobs:
             delta.logprobs.append(result.logprobs[number])
         if sequence.num_output_tokens == len(request.output_token_ids) + 1:
             delta.cached_tokens = sequence.num_cached_tokens
