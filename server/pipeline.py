@@ -255,7 +255,7 @@ class Pipeline:
             raise Overloaded("The server is shutting down.", code="shutting_down", retry_after_ms=DRAIN_RETRY_MS)
         deployment.check_served()
         principal = caller.principal
-        features = caller.features | {feature} | ({"stream"} if body.stream else set())
+        features = caller.features | {feature} | body.features
         job = Job(
             caller=caller.later(body.priority),
             deployment=deployment,

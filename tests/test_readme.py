@@ -23,7 +23,7 @@ CONVENTION_COLUMNS = {
     "TensorRTTokens": "TensorRT-LLM tokens",
     "TensorRTLLMAPI": "LLM API",
 }
-PARAMETERS = set(SamplingParams.__dataclass_fields__) - {"max_tokens", "grammar"}
+PARAMETERS = set(SamplingParams.__dataclass_fields__) - {"max_tokens", "grammar", "prompt_logprobs"}  # the last is `echo` with `logprobs`
 GRAMMARS = "holds answers to a schema, forces tool calls"
 
 

@@ -62,7 +62,8 @@ class VLLM(Convention):
 
     required: ClassVar[Tensors] = {"text_input": Kind.TEXT, "sampling_parameters": Kind.TEXT}
     answers: ClassVar[Tensors] = {"text_output": Kind.TEXT}
-    sampling = frozenset(SamplingParams.__dataclass_fields__) - {"logit_bias"}  # its keys are no strings, as JSON's are
+    # The keys of logit_bias are no strings, as JSON's are; logprobs come in no tensor of its answers.
+    sampling = frozenset(SamplingParams.__dataclass_fields__) - {"logit_bias", "logprobs", "prompt_logprobs"}
 
     @classmethod
     def speaks(cls, names: set[str]) -> bool:

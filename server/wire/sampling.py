@@ -105,6 +105,12 @@ class GenerationFields(RequestModel):
     return_tokens_as_token_ids: Any = None
 
     @property
+    def features(self) -> frozenset[str]:
+        """What it uses of what keys can be kept from, and plans can limit."""
+        used = {"stream": bool(self.stream), "logprobs": self.token_logprobs is not None}
+        return frozenset(name for name, is_used in used.items() if is_used)
+
+    @property
     def num_choices(self) -> int:
         """Answers to each prompt."""
         return self.n or 1

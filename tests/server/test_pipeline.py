@@ -288,3 +288,10 @@ async def test_a_masked_word_over_the_seam_of_an_echo() -> None:
     (prompt,) = (await House().complete("say mas", echo=True)).job.prompts
     stream = prompt.new_stream()
     assert stream.echo("say mas").text + stream.add(list(b"ked!")).text + stream.finish().text == "say ***!"
+
+
+async def test_logprobs_are_a_feature_that_a_key_may_lack() -> None:
+    every = frozenset({"chat", "websocket", "logprobs"})
+    assert (await House(every, masked=(), limits=TELLS).chat(logprobs=True)).job.features == every
+    with pytest.raises(PermissionDenied, match="logprobs"):
+        await House(every - {"logprobs"}, masked=(), limits=TELLS).chat(logprobs=True)
