@@ -23,7 +23,8 @@ CONVENTION_COLUMNS = {
     "TensorRTTokens": "TensorRT-LLM tokens",
     "TensorRTLLMAPI": "LLM API",
 }
-PARAMETERS = set(SamplingParams.__dataclass_fields__) - {"max_tokens", "grammar", "prompt_logprobs"}  # the last is `echo` with `logprobs`
+NOT_IN_IT = {"max_tokens", "grammar", "prompt_logprobs"}  # the last is `echo` with `logprobs`
+PARAMETERS = set(SamplingParams.__dataclass_fields__) - NOT_IN_IT
 GRAMMARS = "holds answers to a schema, forces tool calls"
 
 
