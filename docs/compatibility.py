@@ -45,7 +45,7 @@ OPENING = """\
 # What becomes of every field
 
 Made from the code by `make docs`: not to be edited. Every endpoint, the key that opens it, and what becomes of each
-field of its request; of fields within fields, those are named that are not simply honoured, and what each `type` may
+field of its request; of fields within fields, those are named of which more is to be said, and what each `type` may
 be. `[]` stands for the items of a list, `{}` for a name in a path.
 
 - **Honoured**: it does what its API's reference says. Where a condition stands beside it and does not hold, it is

@@ -47,6 +47,11 @@ class Field:
     neutral: tuple[object, ...] = ()
     kinds: tuple[str, ...] = ()
 
+    @property
+    def is_plain(self) -> bool:
+        """Honoured, and no more is to be said."""
+        return self.status is Status.HONOURED and not (self.where or self.kinds)
+
 
 @dataclass(slots=True, frozen=True)
 class Endpoint:
@@ -100,7 +105,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[Field]:
     for name, info in model.model_fields.items():
         path = prefix + (info.alias or name)
         field = _field(model, name, info, path)
-        if field.status is not Status.HONOURED or field.kinds or not prefix:
+        if not prefix or not field.is_plain:
             yield field
         if field.status is Status.HONOURED:
             yield from _inner(info.annotation, path)

@@ -25,6 +25,7 @@ from server.wire.tools import FunctionChoice, Functions, ResponseFormat, ToolCho
 
 MAX_TEMPLATE_KWARGS = 32
 KNOWS_TOOLS = "the model's template knows tools"
+HOLDS_TO_GRAMMAR = "the model's engine can hold an answer to a grammar"
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -186,7 +187,7 @@ class ChatCompletionRequest(GenerationFields):
     }
     WHERE: ClassVar[Mapping[str, str]] = {
         **GenerationFields.WHERE,
-        "response_format": "the model's engine can hold an answer to a grammar",
+        "response_format": HOLDS_TO_GRAMMAR,
         "tools": KNOWS_TOOLS,
         "functions": KNOWS_TOOLS,
         "reasoning_effort": "the model's template has it",

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.errors import InvalidRequest
-from server.wire.chat import KNOWS_TOOLS
+from server.wire.chat import HOLDS_TO_GRAMMAR, KNOWS_TOOLS
 from server.wire.common import MAX_STOPS, RequestModel, at_least, at_most, refuse_unsupported, within
 from server.wire.message_blocks import CacheControl, InputMessages, Texts
 from server.wire.sampling import ENGINE_HAS_IT, Fraction, ModelName, StopString, TokenCount
@@ -99,6 +99,8 @@ class JsonFormat(RequestModel):
 
 
 class OutputConfig(RequestModel):
+    WHERE: ClassVar[Mapping[str, str]] = {"effort": "the model's template has it", "format": HOLDS_TO_GRAMMAR}
+
     effort: Literal["low", "medium", "high", "xhigh"] | None = None
     format: JsonFormat | None = None
 
@@ -122,7 +124,6 @@ class PromptFields(RequestModel):
     WHERE: ClassVar[Mapping[str, str]] = {
         "tools": KNOWS_TOOLS,
         "thinking": "the model's template has a switch for it, or the model does so anyway",
-        "output_config": "the model's engine can hold an answer to a grammar; for `effort`, where its template has it",
     }
 
     model: ModelName

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from server.errors import InvalidRequest, UnsupportedParameter
-from server.wire.chat import KNOWS_TOOLS, MAX_TEMPLATE_KWARGS
+from server.wire.chat import HOLDS_TO_GRAMMAR, KNOWS_TOOLS, MAX_TEMPLATE_KWARGS
 from server.wire.common import (
     MAX_LOGIT_BIAS,
     MAX_STOP_TOKENS,
@@ -115,7 +115,7 @@ class JsonSchemaFormat(RequestModel):
 
 class TextConfig(RequestModel):
     NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {"verbosity": ("medium",)}
-    WHERE: ClassVar[Mapping[str, str]] = {"format": "the model's engine can hold an answer to a grammar"}
+    WHERE: ClassVar[Mapping[str, str]] = {"format": HOLDS_TO_GRAMMAR}
 
     format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None

@@ -71,6 +71,7 @@ class Inner(RequestModel):
 
     type: Literal["inner"] | None = None
     hint: str | None = None
+    plain: str | None = None
     only: Literal[False] | None = None
     used: int
 
