@@ -86,7 +86,7 @@ soak: setup
 	@mkdir -p -m 700 $(DATA) && rm -f $(DATA)/figures.jsonl
 	HYPOTHESIS_PROFILE=soak PENSTOCK_SOAK=1 PENSTOCK_FIGURES=$(DATA)/figures.jsonl \
 		$(BIN)/python -m pytest --timeout 7200 tests/quota tests/batching tests/faults/ledger tests/faults/test_failover.py \
-		$(GRAMMARS) $(ARGS)
+		$(GRAMMARS) tests/wire/test_openapi.py $(ARGS)
 	@$(BIN)/python -m tests.faults.ledger.table $(DATA)/figures.jsonl
 
 # Trains models/tiny-chat anew; CORPORA is a folder with the corpora that its model card names.

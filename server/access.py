@@ -10,6 +10,7 @@ from server.errors import PermissionDenied
 from server.store.records import KeyKind
 
 OPEN_PATHS = frozenset({"/healthz", "/health", "/readyz"})
+ANY_KEY_PATHS = frozenset({"/openapi.json"})  # API keys and admin keys
 SUBPROTOCOL_PREFIX = "openai-insecure-api-key."
 """How a browser's WebSocket, which can't set headers, presents its key. Never echoed."""
 
@@ -58,14 +59,16 @@ def key_for(path: str) -> KeyKind | None:
 async def authenticate_route(connection: HTTPConnection) -> Principal | None:
     """The application's default: deny. Decides by the exact path, before the route does anything.
 
-    None for the open paths; /metrics and /admin need an admin key, everything else an API key.
+    None for the open paths; /metrics and /admin need an admin key, everything else an API key, but for
+    ANY_KEY_PATHS, which either opens.
     """
-    needed = key_for(connection.scope["path"])
+    path = connection.scope["path"]
+    needed = key_for(path)
     if needed is None:
         return None
     principal = await authenticator_of(connection).authenticate(presented_key(connection))
     connection.scope.setdefault("state", {})[_STATE_KEY] = principal
-    if principal.kind is not needed:
+    if principal.kind is not needed and path not in ANY_KEY_PATHS:
         raise PermissionDenied(_WRONG_KIND[needed])
     return principal
 

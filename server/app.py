@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
@@ -18,6 +22,7 @@ from server.access import authenticate_route
 from server.cache.wish import HEADER
 from server.dialect import MESSAGE_HEADERS, MessageHeaders, reads_messages
 from server.errors import APIError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
+from server.openapi import document
 from server.refusals import log_refusal
 from server.request_id import RequestIdMiddleware, request_id_of
 from server.routes import (
@@ -32,6 +37,7 @@ from server.routes import (
     messages,
     models,
     moderations,
+    openapi,
     responses,
     tokenize,
     usage,
@@ -52,6 +58,7 @@ ROUTERS = (
     files.router,
     usage.router,
     health.router,
+    openapi.router,
     admin.router,
     admin_plans.router,
     admin_models.router,
@@ -74,10 +81,11 @@ def _routes(services: Services) -> FastAPI:
     app = FastAPI(
         title="Penstock",
         dependencies=[Depends(authenticate_route)],  # of every route: the default is deny
-        openapi_url=None,  # it would be a route without authentication
+        openapi_url=None,  # ours has authentication
         redirect_slashes=False,
     )
     app.state.penstock = services
+    app.state.openapi = functools.cache(create_document)
     for router in ROUTERS:
         app.include_router(router)
     app.add_api_websocket_route("/{path:path}", _unknown_websocket)
@@ -87,6 +95,12 @@ def _routes(services: Services) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(Exception, _unexpected)
     return app
+
+
+def create_document() -> dict[str, Any]:
+    """What `/openapi.json` answers."""
+    routes = (route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute))
+    return document(routes, version("penstock"))
 
 
 def _allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

@@ -57,7 +57,7 @@ async def get_model(deployment: str, services: Services, admin: Admin) -> wire.M
 
 
 @router.post("/models/{deployment:path}/load")
-@takes(wire.Nothing)
+@takes(wire.Nothing, optional=True)
 async def load_model(deployment: str, request: Request, services: Services, admin: Admin) -> wire.ModelView:
     """Returns when it serves, on every gateway; at once where it does. Who leaves before stops nothing."""
     found = _find(services, deployment, admin)
@@ -68,7 +68,7 @@ async def load_model(deployment: str, request: Request, services: Services, admi
 
 
 @router.post("/models/{deployment:path}/unload")
-@takes(wire.Unload)
+@takes(wire.Unload, optional=True)
 async def unload_model(deployment: str, request: Request, services: Services, admin: Admin) -> wire.ModelView:
     """New requests are refused from now on, on every gateway. Returns when its workers have ended, which waits for
     the requests that run; at once where they have. Who leaves before stops nothing."""

@@ -11,8 +11,9 @@ from starlette.websockets import WebSocket
 
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read, respond
 from server.websocket import ChatSocket
+from server.wire.answers import answers
 from server.wire.chat import ChatCompletionFrame, ChatCompletionRequest
-from server.wire.chat_answer import chat_completion, chunk_encoder
+from server.wire.chat_answer import ChatCompletionBody, chat_completion, chunk_encoder
 from server.wire.takes import takes
 
 router = APIRouter()
@@ -20,6 +21,7 @@ router = APIRouter()
 
 @router.post("/v1/chat/completions")
 @takes(ChatCompletionRequest)
+@answers(ChatCompletionBody, streams=True)
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, ChatCompletionRequest, services)

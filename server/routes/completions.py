@@ -7,7 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read, respond
-from server.wire.completions import CompletionChunkEncoder, CompletionRequest, completion
+from server.wire.answers import answers
+from server.wire.completions import CompletionBody, CompletionChunkEncoder, CompletionRequest, completion
 from server.wire.takes import takes
 
 router = APIRouter()
@@ -15,6 +16,7 @@ router = APIRouter()
 
 @router.post("/v1/completions")
 @takes(CompletionRequest)
+@answers(CompletionBody, streams=True)
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, CompletionRequest, services)

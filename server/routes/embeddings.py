@@ -10,9 +10,10 @@ from engines.types import Usage
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read
 from server.vector_answer import VectorAnswer
 from server.vectors import Shape, scores, vectors_of
+from server.wire.answers import answers
 from server.wire.common import ResponseHead
-from server.wire.embeddings import EmbeddingRequest, embedding_list
-from server.wire.rerank import RerankRequest, ScoreRequest, rerank_answer, score_list
+from server.wire.embeddings import EmbeddingList, EmbeddingRequest, embedding_list
+from server.wire.rerank import RerankAnswer, RerankRequest, ScoreList, ScoreRequest, rerank_answer, score_list
 from server.wire.takes import takes
 
 router = APIRouter()
@@ -20,6 +21,7 @@ router = APIRouter()
 
 @router.post("/v1/embeddings")
 @takes(EmbeddingRequest)
+@answers(EmbeddingList)
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, EmbeddingRequest, services)
@@ -36,6 +38,7 @@ async def create(request: Request, caller: CurrentCaller, services: CurrentServi
 @router.post("/v1/rerank")
 @router.post("/v2/rerank")
 @takes(RerankRequest)
+@answers(RerankAnswer)
 async def rerank(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, RerankRequest, services)
@@ -51,6 +54,7 @@ async def rerank(request: Request, caller: CurrentCaller, services: CurrentServi
 @router.post("/score")
 @router.post("/v1/score")
 @takes(ScoreRequest)
+@answers(ScoreList)
 async def score(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, ScoreRequest, services)

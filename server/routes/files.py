@@ -15,8 +15,9 @@ from server.errors import NotFound
 from server.routes.common import CurrentPrincipal, CurrentServices, store_is_there
 from server.services import Services
 from server.store.records import StoredFile
+from server.wire.answers import answers
 from server.wire.body import read_query
-from server.wire.files import FileDeleted, FileForm, FilesQuery, cursor_page, file_object
+from server.wire.files import CursorPage, FileDeleted, FileForm, FileObject, FilesQuery, cursor_page, file_object
 from server.wire.takes import takes
 
 router = APIRouter(prefix="/v1/files", dependencies=[Depends(store_is_there)])
@@ -24,6 +25,7 @@ router = APIRouter(prefix="/v1/files", dependencies=[Depends(store_is_there)])
 
 @router.post("")
 @takes(FileForm, "file")
+@answers(FileObject)
 async def create(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     settings = services.settings
     file = await uploads.receive(
@@ -34,6 +36,7 @@ async def create(request: Request, principal: CurrentPrincipal, services: Curren
 
 @router.get("")
 @takes(FilesQuery)
+@answers(CursorPage)
 async def list_files(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     query = read_query(request, FilesQuery)
     files = await services.store.files.list(
@@ -47,11 +50,13 @@ async def list_files(request: Request, principal: CurrentPrincipal, services: Cu
 
 
 @router.get("/{file_id}")
+@answers(FileObject)
 async def retrieve(file_id: str, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     return _json(file_object(await find_file(services, principal, file_id)))
 
 
 @router.get("/{file_id}/content")
+@answers(media="application/octet-stream")
 async def content(file_id: str, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     """Its bytes as they are, for nobody to interpret. A stream that is cut short is shorter than its length says."""
     file = await find_file(services, principal, file_id)
@@ -64,6 +69,7 @@ async def content(file_id: str, principal: CurrentPrincipal, services: CurrentSe
 
 
 @router.delete("/{file_id}")
+@answers(FileDeleted)
 async def delete(file_id: str, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     if not await services.store.files.delete(principal.account_id, file_id):
         raise no_such_file(file_id)

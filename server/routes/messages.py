@@ -13,7 +13,9 @@ from server.message_events import MessageEvents
 from server.messages import as_chat
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read, stream
 from server.streaming import WholeAnswer
-from server.wire.message_answer import message, token_count
+from server.wire.answers import answers
+from server.wire.message_answer import MessageBody, TokenCountBody, message, token_count
+from server.wire.message_errors import MessageErrorEnvelope
 from server.wire.messages import CountTokensRequest, MessagesRequest
 from server.wire.takes import takes
 
@@ -22,6 +24,7 @@ router = APIRouter()
 
 @router.post("/v1/messages")
 @takes(MessagesRequest)
+@answers(MessageBody, streams=True, error=MessageErrorEnvelope)
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         refuse_headers(request)
@@ -35,6 +38,7 @@ async def create(request: Request, caller: CurrentCaller, services: CurrentServi
 
 @router.post("/v1/messages/count_tokens")
 @takes(CountTokensRequest)
+@answers(TokenCountBody, error=MessageErrorEnvelope)
 async def count_tokens(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     """No model runs and nothing is charged."""
     async with limit_headers_on_errors(caller.principal, services):

@@ -12,9 +12,10 @@ from server.dialect import reads_messages, refuse_headers
 from server.registry import Deployment
 from server.routes.common import CurrentPrincipal, CurrentServices, limit_headers_on_errors
 from server.services import Services
+from server.wire.answers import answers
 from server.wire.body import read_query
-from server.wire.message_models import ModelInfo, ModelsQuery, model_info, model_page
-from server.wire.models import Model, model_list
+from server.wire.message_models import ModelInfo, ModelPage, ModelsQuery, model_info, model_page
+from server.wire.models import Model, ModelList, model_list
 from server.wire.takes import takes
 
 router = APIRouter()
@@ -22,6 +23,7 @@ router = APIRouter()
 
 @router.get("/v1/models")
 @takes(ModelsQuery)
+@answers(ModelList, ModelPage)
 async def list_models(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     visible = services.router.visible(principal)
     if reads_messages(request.scope):
@@ -33,6 +35,7 @@ async def list_models(request: Request, principal: CurrentPrincipal, services: C
 
 
 @router.get("/v1/models/{model:path}")
+@answers(Model, ModelInfo)
 async def retrieve_model(
     model: str, request: Request, principal: CurrentPrincipal, services: CurrentServices
 ) -> Response:

@@ -10,7 +10,8 @@ from server.errors import NotFound
 from server.off_loop import off_loop_if
 from server.pipeline import LONG_TEXT
 from server.routes.common import CurrentPrincipal, CurrentServices, limit_headers_on_errors, read
-from server.wire.moderations import ModerationRequest, moderation_answer
+from server.wire.answers import answers
+from server.wire.moderations import ModerationAnswer, ModerationRequest, moderation_answer
 from server.wire.takes import takes
 
 router = APIRouter()
@@ -18,6 +19,7 @@ router = APIRouter()
 
 @router.post("/v1/moderations")
 @takes(ModerationRequest)
+@answers(ModerationAnswer)
 async def create(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(principal, services):
         body = await read(request, ModerationRequest, services)

@@ -19,9 +19,10 @@ from server.responses.telling import ResponseEvents
 from server.responses.whole import WholeResponse
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, patience_of, read, stream
 from server.services import Services
+from server.wire.answers import answers
 from server.wire.body import read_query
 from server.wire.common import encode
-from server.wire.response_body import LIVE, Deleted, InputTokens, ItemList
+from server.wire.response_body import LIVE, Deleted, InputTokens, ItemList, ResponseBody
 from server.wire.responses import InputItemsQuery, InputTokensRequest, ResponsesRequest, RetrieveQuery
 from server.wire.takes import takes
 
@@ -32,6 +33,7 @@ CANCEL_PATIENCE = 5.0  # seconds until a cancelled response is told of as it is
 
 @router.post("/v1/responses")
 @takes(ResponsesRequest)
+@answers(ResponseBody, streams=True)
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, ResponsesRequest, services)
@@ -60,6 +62,7 @@ def _followed(source: Source, after: int, caller: Caller, services: Services, *,
 
 @router.post("/v1/responses/input_tokens")
 @takes(InputTokensRequest)
+@answers(InputTokens)
 async def count(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     """How long the prompt is that would be made of it. No model runs, and nothing is charged."""
     async with limit_headers_on_errors(caller.principal, services):
@@ -70,6 +73,7 @@ async def count(request: Request, caller: CurrentCaller, services: CurrentServic
 
 @router.get("/v1/responses/{response_id}")
 @takes(RetrieveQuery)
+@answers(ResponseBody, streams=True)
 async def retrieve(response_id: str, request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         query = read_query(request, RetrieveQuery)
@@ -86,6 +90,7 @@ async def retrieve(response_id: str, request: Request, caller: CurrentCaller, se
 
 
 @router.delete("/v1/responses/{response_id}")
+@answers(Deleted)
 async def delete(response_id: str, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         with database_reached():
@@ -98,6 +103,7 @@ async def delete(response_id: str, caller: CurrentCaller, services: CurrentServi
 
 @router.post("/v1/responses/{response_id}/cancel")
 @takes(None)
+@answers(ResponseBody)
 async def cancel(response_id: str, caller: CurrentCaller, services: CurrentServices) -> Response:
     """At the gateway that runs it at once, at another within moments. One that has ended is what it is."""
     async with limit_headers_on_errors(caller.principal, services):
@@ -126,6 +132,7 @@ async def _stop(run: Run | None, caller: Caller, response_id: str, services: Ser
 
 @router.get("/v1/responses/{response_id}/input_items")
 @takes(InputItemsQuery)
+@answers(ItemList)
 async def input_items(response_id: str, request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         query = read_query(request, InputItemsQuery)

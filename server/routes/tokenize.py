@@ -16,9 +16,17 @@ from server.registry import Deployment
 from server.routes.common import CurrentPrincipal, CurrentServices, limit_headers_on_errors, read
 from server.services import Services
 from server.text.prompt import strings_in
+from server.wire.answers import answers
 from server.wire.prompts import check_token_prompt
 from server.wire.takes import takes
-from server.wire.tokenize import DetokenizeRequest, TokenizeRequest, detokenize_answer, tokenize_answer
+from server.wire.tokenize import (
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    TokenizeAnswer,
+    TokenizeRequest,
+    detokenize_answer,
+    tokenize_answer,
+)
 
 router = APIRouter()
 
@@ -26,6 +34,7 @@ router = APIRouter()
 @router.post("/tokenize")
 @router.post("/v1/tokenize")
 @takes(TokenizeRequest)
+@answers(TokenizeAnswer)
 async def tokenize(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(principal, services):
         body = await read(request, TokenizeRequest, services)
@@ -48,6 +57,7 @@ def _tokenize(body: TokenizeRequest, messages: list[dict[str, object]], deployme
 @router.post("/detokenize")
 @router.post("/v1/detokenize")
 @takes(DetokenizeRequest)
+@answers(DetokenizeAnswer)
 async def detokenize(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(principal, services):
         body = await read(request, DetokenizeRequest, services)

@@ -90,12 +90,16 @@ def _as_parts(value: Any) -> Any:
     raise PydanticCustomError("content_type", "Expected a string or a list of content parts")
 
 
+_AS_PARTS = BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart] | None)
+
+
 class Message(RequestModel):
     NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"annotations"})
 
     role: Role
     content: Annotated[
-        Annotated[list[ContentPart], Field(min_length=1, fail_fast=True)] | None, BeforeValidator(_as_parts)
+        Annotated[list[ContentPart], Field(min_length=1, fail_fast=True)] | None,
+        _AS_PARTS,
     ] = None
     name: Name | None = None
     tool_call_id: Name | None = None

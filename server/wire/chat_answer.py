@@ -9,7 +9,7 @@ import msgspec
 from engines.types import FinishReason, Usage
 from server.text.answer import CallPiece
 from server.text.logprobs import ToldToken
-from server.wire.common import Answer, Call, ChunkEncoder, ResponseHead, whole
+from server.wire.common import Answer, Call, ChunkEncoder, ResponseHead, answer_type, whole
 from server.wire.logprobs import ChoiceLogprobs, chat_logprobs
 
 KIND, CHUNK_KIND = "chat.completion", "chat.completion.chunk"
@@ -42,6 +42,9 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: str
+
+
+ChatCompletionBody = answer_type("ChatCompletion", Choice)
 
 
 class FunctionDelta(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -202,6 +202,25 @@ class Envelope(msgspec.Struct, omit_defaults=True, frozen=True):
     request_id: str | None = None  # the client's own, on a WebSocket that carries several requests
 
 
+class ErrorBody(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(msgspec.Struct, frozen=True):
+    """What `APIError.envelope` makes, for those who want to know its shape."""
+
+    error: ErrorBody
+
+
+def answer_type(name: str, choice: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The shape of what `whole` writes in pieces."""
+    fields: list[tuple[str, Any]] = [("choices", list[choice]), ("usage", UsageBody)]  # type: ignore[valid-type]
+    return msgspec.defstruct(name, fields, bases=(Envelope,), kw_only=True, frozen=True)
+
+
 encode = msgspec.json.Encoder().encode
 
 

@@ -18,12 +18,13 @@ from server.wire.common import (
     Answer,
     ChunkEncoder,
     ResponseHead,
+    answer_type,
     at_least,
     whole,
     within,
 )
 from server.wire.logprobs import LegacyLogprobs, legacy_logprobs
-from server.wire.prompts import Prompt, prompts
+from server.wire.prompts import AnyForm, Prompt, prompts
 from server.wire.sampling import GenerationFields
 
 KIND = "text_completion"
@@ -33,7 +34,7 @@ class CompletionRequest(GenerationFields):
     PROMPT_PARAM: ClassVar[str] = "prompt"
     PROMPT_NOUN: ClassVar[str] = "prompt"
 
-    prompt: Annotated[list[Prompt], PlainValidator(prompts(MAX_PROMPTS))]
+    prompt: Annotated[list[Prompt], PlainValidator(prompts(MAX_PROMPTS), json_schema_input_type=AnyForm)]
     max_tokens: Annotated[int, AfterValidator(at_least(0))] | None = None
     best_of: Annotated[int, AfterValidator(within(1, MAX_BEST_OF))] | None = None
     echo: bool | None = None
@@ -84,6 +85,9 @@ def completion(head: ResponseHead, answers: Sequence[Answer], usage: Usage) -> b
     """The whole answer's JSON; `usage` is of all choices together."""
     choices = [Choice(a.text, i, legacy_logprobs(a.tokens), a.finish_reason) for i, a in enumerate(answers)]
     return whole(KIND, head, choices, usage)
+
+
+CompletionBody = answer_type("Completion", Choice)
 
 
 class CompletionChunkEncoder(ChunkEncoder):

@@ -86,7 +86,10 @@ def _as_blocks(value: Any) -> Any:
 
 
 Texts = Annotated[
-    list[Annotated[TextBlock, _known("text")]], Field(fail_fast=True), at_most(MAX_PARTS), BeforeValidator(_as_blocks)
+    list[Annotated[TextBlock, _known("text")]],
+    Field(fail_fast=True),
+    at_most(MAX_PARTS),
+    BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock] | None),
 ]
 """Blocks of text, or a string."""
 
@@ -117,7 +120,10 @@ _OF_ROLES: dict[str, Collection[str]] = {
 class InputMessage(RequestModel):
     role: Literal["user", "assistant", "system"]
     content: Annotated[
-        list[_AnyBlock], Field(min_length=1, fail_fast=True), at_most(MAX_PARTS), BeforeValidator(_as_blocks)
+        list[_AnyBlock],
+        Field(min_length=1, fail_fast=True),
+        at_most(MAX_PARTS),
+        BeforeValidator(_as_blocks, json_schema_input_type=str | list[_AnyBlock]),
     ]
 
     @model_validator(mode="after")

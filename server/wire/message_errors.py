@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
+
+import msgspec
 
 from server.errors import APIError
 
@@ -28,6 +31,19 @@ _NAMES = {
 # By parameter: with these words the SDK's tool runner goes on without what is refused.
 _DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
 _QUOTED = re.compile("'(" + "|".join(_NAMES) + ")'")
+
+
+class MessageErrorBody(msgspec.Struct, frozen=True):
+    type: str
+    message: str
+
+
+class MessageErrorEnvelope(msgspec.Struct, frozen=True):
+    """What `envelope` makes, for those who want to know its shape."""
+
+    type: Literal["error"]
+    error: MessageErrorBody
+    request_id: str
 
 
 def status_of(error: APIError) -> int:

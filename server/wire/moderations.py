@@ -38,7 +38,7 @@ class ModerationRequest(RequestModel):
         Annotated[list[str], Field(min_length=1, fail_fast=True)]
         | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)],
         at_most(MAX_TEXTS),
-        BeforeValidator(_as_list),
+        BeforeValidator(_as_list, json_schema_input_type=str | list[str] | list[TextPart]),
     ]
 
     @property

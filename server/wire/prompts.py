@@ -11,6 +11,8 @@ from server.errors import InvalidRequest
 from server.wire.common import MAX_INT
 
 Prompt = str | list[int]
+AnyForm = str | list[str] | list[int] | list[list[int]]
+"""What a request may hold, for its schema."""
 
 
 def prompts(most: int) -> Callable[[Any], list[Prompt]]:

@@ -46,7 +46,11 @@ def _text_of(value: Any) -> Any:
     return value["text"] if isinstance(value, dict) and value.keys() == {"text"} else value
 
 
-Document = Annotated[str, BeforeValidator(_text_of)]
+class DocumentObject(RequestModel):
+    text: str
+
+
+Document = Annotated[str, BeforeValidator(_text_of, json_schema_input_type=str | DocumentObject)]
 
 
 class RerankRequest(RequestModel):
@@ -68,7 +72,13 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Texts = Annotated[list[str], Field(min_length=1, fail_fast=True), at_most(MAX_INPUTS), BeforeValidator(_as_list)]
+_AS_LIST = BeforeValidator(_as_list, json_schema_input_type=str | list[str])
+Texts = Annotated[
+    list[str],
+    Field(min_length=1, fail_fast=True),
+    at_most(MAX_INPUTS),
+    _AS_LIST,
+]
 
 
 class ScoreRequest(RequestModel):

@@ -22,6 +22,7 @@ from server.wire.common import (
 )
 from server.wire.response_items import Input, ItemId
 from server.wire.sampling import (
+    AS_LIST,
     ENGINE_HAS_IT,
     ENGINE_NEUTRAL,
     Fraction,
@@ -31,7 +32,6 @@ from server.wire.sampling import (
     StopString,
     TokenCount,
     TokenId,
-    as_list,
 )
 from server.wire.tools import MAX_TOOLS, FunctionName, JsonObjectFormat, Schema, TextFormat
 
@@ -227,9 +227,7 @@ class ResponsesRequest(AnswerFields):
     repetition_penalty: Annotated[float, AfterValidator(within(0, 10, above=True))] | None = None
     logit_bias: Annotated[dict[str, float], at_most(MAX_LOGIT_BIAS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[StopString], Field(fail_fast=True), at_most(MAX_STOPS), BeforeValidator(as_list)] = Field(
-        default_factory=list
-    )
+    stop: Annotated[list[StopString], Field(fail_fast=True), at_most(MAX_STOPS), AS_LIST] = Field(default_factory=list)
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True), at_most(MAX_STOP_TOKENS)] | None = None
     min_tokens: Annotated[int, AfterValidator(at_least(0))] | None = None
     ignore_eos: bool | None = None

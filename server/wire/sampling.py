@@ -54,6 +54,9 @@ def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+AS_LIST = BeforeValidator(as_list, json_schema_input_type=StopString | list[StopString] | None)
+
+
 class GenerationFields(RequestModel):
     """The part that chat and legacy completions share. Fields typed Any are refused unless neutral (NEUTRAL)."""
 
@@ -89,9 +92,12 @@ class GenerationFields(RequestModel):
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[StopString], Field(fail_fast=True), at_most(MAX_STOPS), BeforeValidator(as_list)] = Field(
-        default_factory=list
-    )
+    stop: Annotated[
+        list[StopString],
+        Field(fail_fast=True),
+        at_most(MAX_STOPS),
+        AS_LIST,
+    ] = Field(default_factory=list)
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True), at_most(MAX_STOP_TOKENS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -15,17 +15,18 @@ _ATTRIBUTE = "_takes"
 @dataclass(slots=True, frozen=True)
 class Taken:
     """`model` is of the body, the form, the query or the frame; None: there is none of them. `others` are parts of a
-    form that no model holds, such as a file."""
+    form that no model holds, such as a file. `optional`: no body is the same as an empty object."""
 
     model: type[BaseModel] | None
     others: tuple[str, ...] = ()
+    optional: bool = False
 
 
-def takes(model: type[BaseModel] | None, *others: str) -> Callable[[Endpoint], Endpoint]:
+def takes(model: type[BaseModel] | None, *others: str, optional: bool = False) -> Callable[[Endpoint], Endpoint]:
     """Stands below the route's own decorator."""
 
     def declare(endpoint: Endpoint) -> Endpoint:
-        setattr(endpoint, _ATTRIBUTE, Taken(model, others))
+        setattr(endpoint, _ATTRIBUTE, Taken(model, others, optional))
         return endpoint
 
     return declare

@@ -63,7 +63,7 @@ def _tokens(value: Any) -> list[int]:
 
 class DetokenizeRequest(RequestModel):
     model: ModelName
-    tokens: Annotated[list[int], PlainValidator(_tokens)]
+    tokens: Annotated[list[int], PlainValidator(_tokens, json_schema_input_type=list[int])]
 
 
 class TokenizeAnswer(msgspec.Struct, frozen=True):

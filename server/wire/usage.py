@@ -80,8 +80,9 @@ def _once(names: tuple[UsageDimension, ...]) -> tuple[UsageDimension, ...]:
 
 
 OwnDimension = Literal[UsageDimension.KEY, UsageDimension.MODEL, UsageDimension.FEATURE, UsageDimension.DAY]
-AnyGroups = Annotated[tuple[UsageDimension, ...], BeforeValidator(_split), AfterValidator(_once)]
-OwnGroups = Annotated[tuple[OwnDimension, ...], BeforeValidator(_split), AfterValidator(_once)]
+_SPLIT = BeforeValidator(_split, json_schema_input_type=str)
+AnyGroups = Annotated[tuple[UsageDimension, ...], _SPLIT, AfterValidator(_once)]
+OwnGroups = Annotated[tuple[OwnDimension, ...], _SPLIT, AfterValidator(_once)]
 
 
 class UsagePeriod(BaseModel):
