@@ -93,7 +93,12 @@ def _as_parts(value: Any) -> Any:
     raise PydanticCustomError("content_type", "Expected a string or a list of content parts")
 
 
-Parts = Annotated[list[Part], Field(fail_fast=True), BeforeValidator(_as_parts), at_most(MAX_PARTS)]
+Parts = Annotated[
+    list[Part],
+    Field(fail_fast=True),
+    BeforeValidator(_as_parts, json_schema_input_type=str | list[Part]),
+    at_most(MAX_PARTS),
+]
 
 
 class MessageItem(RequestModel):
@@ -226,7 +231,12 @@ def _bound_parts(items: list[Any]) -> None:
         raise PydanticCustomError("too_many", message, {"most": MAX_PARTS})
 
 
-Input = Annotated[list[InputItem], Field(fail_fast=True), BeforeValidator(_as_items), at_most(MAX_MESSAGES)]
+Input = Annotated[
+    list[InputItem],
+    Field(fail_fast=True),
+    BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem]),
+    at_most(MAX_MESSAGES),
+]
 
 
 def kept(item: InputItem) -> Item:
