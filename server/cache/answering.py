@@ -24,6 +24,7 @@ from server.errors import APIError, from_engine
 from server.generation import Computation, Generation, Resources, deadline_of, too_long
 from server.job import Job
 from server.shielded import to_the_end
+from server.wire.common import Answer
 
 _BEGUN_AGAIN = RequestError(ErrorCode.ENGINE_FAILED, "The engine failed, and the answer had begun already.")
 
@@ -137,6 +138,11 @@ class CachedGeneration(Generation):
         if self.is_done:
             await self._admission.settle(0)
         return pieces
+
+    async def collect(self) -> list[Answer]:
+        if self._source is not None:
+            self._source.wait_for_all()
+        return await super().collect()
 
     def _check(self) -> None:
         if time.monotonic() >= self._deadline:

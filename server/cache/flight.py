@@ -37,6 +37,9 @@ class Source(Protocol):
 
     def take(self) -> list[Piece]: ...
 
+    def wait_for_all(self) -> None:
+        """`ready` tells of the end alone, from now on."""
+
     async def leave(self, error: BaseException | None) -> None:
         """Nothing is taken any more. `error`: what ended the request that took it, where it had begun."""
 
@@ -55,6 +58,9 @@ class Tape:
     def take(self) -> list[Piece]:
         self.is_done = True
         return self._pieces
+
+    def wait_for_all(self) -> None:
+        pass
 
     async def leave(self, error: BaseException | None) -> None:
         pass
@@ -110,20 +116,19 @@ class Flight:
         finally:  # a cancellation comes when nobody reads any more
             self.was_refused = not self._begun.is_set()
             self._begun.set()
-            self._wake()
+            for reader in self._readers:
+                reader.ready.set()
             self._close()
 
     def _publish(self, pieces: list[Piece]) -> None:
         self._pieces += pieces
-        self._wake()
+        for reader in self._readers:
+            if not reader.waits_for_all:
+                reader.ready.set()
         if self._is_open:
             self._num_bytes += sum(len(_encode(piece)) for piece in pieces)
             if self._num_bytes > self._max_bytes:
                 self._close()
-
-    def _wake(self) -> None:
-        for reader in self._readers:
-            reader.ready.set()
 
     def _close(self) -> None:
         """To those who may still want to join."""
@@ -167,6 +172,7 @@ class Reader:
     def __init__(self, flight: Flight, *, computes: bool) -> None:
         self.ready = asyncio.Event()
         self.position = 0
+        self.waits_for_all = False
         self._flight = flight
         self._computes = computes
 
@@ -189,6 +195,9 @@ class Reader:
         self.position = self._flight.end
         self._flight.trim()
         return compact(pieces)
+
+    def wait_for_all(self) -> None:
+        self.waits_for_all = True
 
     async def leave(self, error: BaseException | None) -> None:
         await self._flight.leave(self, error)
