@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from engines.types import ScheduledSequence
+from engines.steps import ScheduledSequence
 
 MAX_PADDING_WASTE = 0.10
 

@@ -16,7 +16,8 @@ import msgspec
 
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
-from engines.types import EngineConfig, EngineInfo, GenerationRequest, OutputDelta, SessionAction, Welcome
+from engines.hosting import SessionAction, Welcome
+from engines.types import EngineConfig, EngineInfo, GenerationRequest, OutputDelta
 
 MAX_FRAME_BYTES = 256 * 2**20
 T = TypeVar("T")

@@ -23,17 +23,8 @@ from batching.refusals import check_request, overloaded, waited_in_vain
 from batching.sequence import Sequence, SequenceStatus
 from batching.stats import WorkerStats
 from batching.turns import Turn, Turns, background_tokens
-from engines.types import (
-    EngineInfo,
-    FinishReason,
-    GenerationRequest,
-    NewSequence,
-    OutputDelta,
-    RequestError,
-    ScheduledSequence,
-    StepPlan,
-    StepResult,
-)
+from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
+from engines.types import EngineInfo, FinishReason, GenerationRequest, OutputDelta, RequestError
 
 # Left free for each running sequence when another one starts. Without, the newcomer would soon be preempted for them:
 # with memory for half of what wants to run, 45 % more tokens were computed than needed, with 2 blocks 6 % (simulated).

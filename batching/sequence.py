@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from batching.blocks import hash_block
-from engines.types import FinishReason, GenerationRequest, NewSequence, TokenLogprobs
+from engines.steps import NewSequence
+from engines.types import FinishReason, GenerationRequest, TokenLogprobs
 
 
 class SequenceStatus(Enum):

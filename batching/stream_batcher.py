@@ -17,14 +17,8 @@ from batching.scheduler import SchedulerConfig
 from batching.sequence import Sequence
 from batching.stats import WorkerStats
 from engines.base import StreamEngine
-from engines.types import (
-    ErrorCode,
-    FinishReason,
-    GenerationRequest,
-    OutputDelta,
-    RequestError,
-    ScheduledSequence,
-)
+from engines.steps import ScheduledSequence
+from engines.types import ErrorCode, FinishReason, GenerationRequest, OutputDelta, RequestError
 
 BACKGROUND_SHARE = 4  # the background has so small a part of what the engine takes at once
 LOOK_INTERVAL = 0.1  # seconds between looks at who has waited too long, and whether the engine is there

@@ -17,16 +17,8 @@ from batching.refusals import check_texts, overloaded, waited_in_vain
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
 from batching.turns import Turn, Turns, background_tokens
-from engines.types import (
-    EngineInfo,
-    FinishReason,
-    GenerationRequest,
-    OutputDelta,
-    RequestError,
-    ScheduledSequence,
-    TextBatch,
-    TextRow,
-)
+from engines.steps import ScheduledSequence, TextBatch, TextRow
+from engines.types import EngineInfo, FinishReason, GenerationRequest, OutputDelta, RequestError
 
 
 @dataclass(slots=True, eq=False)

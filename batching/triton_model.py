@@ -32,7 +32,8 @@ from batching.triton_parameters import Parameters, read_parameters
 from batching.triton_responses import Responses
 from engines import registry
 from engines.base import EngineError, RemoteEngine, StepEngine, StreamEngine, VectorEngine
-from engines.types import HOSTED_FAILURE, GenerationRequest, SessionAction, Welcome
+from engines.hosting import HOSTED_FAILURE, SessionAction, Welcome
+from engines.types import GenerationRequest
 
 LEASE = 15.0  # seconds without a word after which a gateway is taken for dead
 LOOK_INTERVAL = 0.25  # seconds between looks at who has left

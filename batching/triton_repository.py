@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batching.triton_parameters import ModelParameters
-from engines.types import HOSTED_TENSORS
+from engines.hosting import HOSTED_TENSORS
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 WEIGHTS_FOLDER = "model"  # in the version's folder

@@ -9,16 +9,8 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
-from engines.types import (
-    EngineInfo,
-    GenerationRequest,
-    Grammar,
-    OutputDelta,
-    RequestError,
-    StepPlan,
-    StepResult,
-    TextBatch,
-)
+from engines.steps import StepPlan, StepResult, TextBatch
+from engines.types import EngineInfo, GenerationRequest, Grammar, OutputDelta, RequestError
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")

@@ -13,17 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.base import EngineError, ThreadedStepEngine
-from engines.types import (
-    Continuation,
-    EngineConfig,
-    EngineInfo,
-    NewSequence,
-    SamplingParams,
-    ScheduledSequence,
-    StepPlan,
-    StepResult,
-    TokenLogprobs,
-)
+from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
+from engines.types import Continuation, EngineConfig, EngineInfo, SamplingParams, TokenLogprobs
 
 CONTEXT = 1_000_000
 BLOCK_SIZE = 32

@@ -14,7 +14,8 @@ import numpy as np
 from engines.base import VectorEngine
 from engines.fake import CONTEXT, MAX_NUM_SEQS, TOKEN_BUDGET, VOCABULARY, read_options
 from engines.sentence_files import Vectors, of_length_one
-from engines.types import EngineConfig, EngineInfo, Task, TextBatch, VectorInfo
+from engines.steps import TextBatch
+from engines.types import EngineConfig, EngineInfo, Task, VectorInfo
 from engines.vectors import as_bytes
 
 DIM = 8

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engines.constraint import MatcherSource
 from engines.sampling import Sampler
-from engines.types import ScheduledSequence, StepPlan, StepResult
+from engines.steps import ScheduledSequence, StepPlan, StepResult
 
 IntArray = NDArray[np.int64]
 

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from engines.base import EngineError, VectorEngine
 from engines.files import read_json
 from engines.sentence_files import Vectors, of_length_one
-from engines.types import EngineConfig, EngineInfo, Task, TextBatch
+from engines.steps import TextBatch
+from engines.types import EngineConfig, EngineInfo, Task
 from engines.vectors import as_bytes, check_no_quantize, vector_info
 
 _MAX_BATCH_TOKENS = 1 << 20

@@ -6,7 +6,7 @@ Times are seconds of `time.monotonic()`, which all processes of one host share.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Any, Self
 
 
@@ -277,100 +277,3 @@ class EngineInfo:
     vectors: VectorInfo | None = None  # of the other tasks
     takes_grammars: bool = False
     tells_logprobs: bool = False  # of its own tokens and of a prompt's
-
-
-@dataclass(slots=True, frozen=True)
-class NewSequence:
-    """A sequence that the engine has not seen: it keeps these tokens and appends those it samples.
-
-    `output_token_ids` were sampled elsewhere: see GenerationRequest.
-    """
-
-    sequence_id: int
-    prompt_token_ids: list[int]
-    sampling: SamplingParams
-    output_token_ids: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True, frozen=True)
-class ScheduledSequence:
-    """One sequence's part of a step: compute the tokens at positions [start, start + num_tokens).
-
-    Their ids are the engine's own record of the sequence; the last of them may be a token that the step before
-    sampled and that the scheduler has not seen yet. With `samples`, the token after the last one is sampled.
-    `block_table[i]` holds positions [i * block_size, (i + 1) * block_size); the list is only ever appended to.
-    """
-
-    sequence_id: int
-    start: int
-    num_tokens: int
-    samples: bool
-    block_table: list[int]
-
-    @property
-    def context_len(self) -> int:
-        """Tokens attended to by the last query of this step."""
-        return self.start + self.num_tokens
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """One step. `groups` are the length buckets: sequences that attend together, padded to their longest."""
-
-    groups: list[list[ScheduledSequence]] = field(default_factory=list)
-    new: list[NewSequence] = field(default_factory=list)
-    finished: list[int] = field(default_factory=list)  # sequence ids whose state may be dropped, before the step
-    preempted: list[int] = field(default_factory=list)  # lost their blocks: they start again at position 0
-
-
-@dataclass(slots=True)
-class StepResult:
-    """`tokens` has the sampled token of every scheduled sequence with `samples`.
-
-    `ended` has those whose grammar ends with that token: None, it is complete and nothing can follow; or what is wrong.
-    `logprobs` has those tokens' where the sequence asks for them. `prompt_logprobs` has, of a sequence that asks for
-    them, those of the prompt's tokens that come after the positions that this step computed.
-    """
-
-    tokens: dict[int, int] = field(default_factory=dict)
-    ended: dict[int, RequestError | None] = field(default_factory=dict)
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
-    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
-
-
-@dataclass(slots=True, frozen=True)
-class TextRow:
-    """A text as its model reads it. `num_first`: as in TextSpan."""
-
-    token_ids: list[int]
-    num_first: int
-
-
-@dataclass(slots=True, frozen=True)
-class TextBatch:
-    """Texts of about one length that an engine computes together, padded to the longest."""
-
-    rows: list[TextRow]
-
-
-@dataclass(slots=True, frozen=True)
-class Welcome:
-    """What a worker inside another server says of itself. `protocol` names the messages that it knows."""
-
-    protocol: str
-    info: EngineInfo
-
-
-class SessionAction(IntEnum):
-    """What a request to a worker inside another server asks for."""
-
-    ASK = 0  # a Welcome: nothing else
-    OPEN = 1  # a session: this request is answered for as long as it lasts
-    SAY = 2  # these frames, in a session; without any: we are still here
-    CLOSE = 3  # the session
-
-
-HOSTED_TENSORS = {"action": "UINT8", "session": "UINT64", "frames": "UINT8"}
-"""Inputs of a worker inside Triton. Bytes are UINT8: Triton's string tensors cost a copy, and break on numpy 2."""
-HOSTED_FAILURE = "penstock: the engine has failed"
-"""How such a worker tells that nothing but another process can help it."""

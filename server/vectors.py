@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.types import SamplingParams, Task, TextRow, TextSpan, VectorInfo
+from engines.steps import TextRow
+from engines.types import SamplingParams, Task, TextSpan, VectorInfo
 from server import privacy
 from server.cache.answering import answering
 from server.errors import InvalidRequest, Overloaded, UnsupportedParameter

@@ -11,17 +11,14 @@ from typing import Any
 
 from batching.buckets import count_cells
 from batching.scheduler import Scheduler, SchedulerConfig
+from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engines.types import (
     Continuation,
     EngineInfo,
     FinishReason,
     GenerationRequest,
-    NewSequence,
     OutputDelta,
     SamplingParams,
-    ScheduledSequence,
-    StepPlan,
-    StepResult,
     TokenLogprobs,
 )
 

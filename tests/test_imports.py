@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "loadtest": set(),
 }
 # Of the engines, batching knows the nouns, the protocols and the registry: no implementation.
-BATCHING_SEES = {"engines", "engines.types", "engines.base", "engines.registry"}
+BATCHING_SEES = {"engines", *(f"engines.{name}" for name in ("types", "steps", "hosting", "base", "registry"))}
 # A library -> the files and folders that may import it.
 HOMES = {
     "fastapi": ("server/",),

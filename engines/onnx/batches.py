@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from engines.onnx.probe import Abilities
-from engines.types import ScheduledSequence
+from engines.steps import ScheduledSequence
 
 Batch = list[ScheduledSequence]
 

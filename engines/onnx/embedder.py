@@ -17,7 +17,8 @@ from engines.onnx.folder import ModelConfig, find_graph
 from engines.onnx.session import VERSION, Array, Session
 from engines.options import read_positive_integers
 from engines.sentence_files import SentenceFiles, Vectors, of_length_one
-from engines.types import EngineConfig, EngineInfo, Task, TextBatch
+from engines.steps import TextBatch
+from engines.types import EngineConfig, EngineInfo, Task
 from engines.vectors import (
     CPU_BATCH_TOKENS,
     activated,

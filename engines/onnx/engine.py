@@ -21,7 +21,8 @@ from engines.onnx.probe import Abilities, probe
 from engines.onnx.runner import OnnxRunner
 from engines.onnx.session import VERSION, Session
 from engines.options import read_positive_integers
-from engines.types import Continuation, EngineConfig, EngineInfo, StepPlan, StepResult
+from engines.steps import StepPlan, StepResult
+from engines.types import Continuation, EngineConfig, EngineInfo
 
 _COPIES = 3  # of the KV memory at the worst: the blocks, a run's input, its output
 _TOUCHES = 4  # times that a run reads or writes each byte of its cache

@@ -14,7 +14,8 @@ from engines.onnx.decoder import Decoder, DecoderBatch
 from engines.onnx.kv_cache import PagedKVCache
 from engines.onnx.session import Array
 from engines.records import IntArray, SequenceRecords
-from engines.types import ScheduledSequence, StepPlan, StepResult, TokenLogprobs
+from engines.steps import ScheduledSequence, StepPlan, StepResult
+from engines.types import TokenLogprobs
 
 SequenceIds = tuple[int, ...]
 

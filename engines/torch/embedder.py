@@ -16,8 +16,9 @@ from transformers.utils import logging
 from engines.base import EngineError, VectorEngine
 from engines.options import read_positive_integers
 from engines.sentence_files import Pooling, SentenceFiles, Vectors
+from engines.steps import TextBatch, TextRow
 from engines.torch import loader
-from engines.types import EngineConfig, EngineInfo, Task, TextBatch, TextRow
+from engines.types import EngineConfig, EngineInfo, Task
 from engines.vectors import (
     CPU_BATCH_TOKENS,
     GPU_BATCH_TOKENS,

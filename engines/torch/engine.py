@@ -11,12 +11,13 @@ from engines.base import EngineError, ThreadedStepEngine
 from engines.capacity import KVSpace, plan_capacity
 from engines.grammars.store import open_store
 from engines.options import read_positive_integers
+from engines.steps import StepPlan, StepResult
 from engines.torch import loader
 from engines.torch.kv_cache import PagedKVCache
 from engines.torch.loader import LoadedModel
 from engines.torch.memory import default_kv_bytes
 from engines.torch.model_runner import ModelRunner
-from engines.types import Continuation, EngineConfig, EngineInfo, StepPlan, StepResult
+from engines.types import Continuation, EngineConfig, EngineInfo
 
 
 @dataclass(slots=True, frozen=True)

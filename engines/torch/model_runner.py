@@ -11,10 +11,11 @@ import torch
 
 from engines.constraint import MatcherSource
 from engines.records import AskedPrompt, IntArray, SequenceRecords
+from engines.steps import ScheduledSequence, StepPlan, StepResult
 from engines.torch.attention import AttentionBatch, PagedStep
 from engines.torch.kv_cache import PagedKVCache
 from engines.torch.logprobs import logprobs_of
-from engines.types import ScheduledSequence, StepPlan, StepResult, TokenLogprobs
+from engines.types import TokenLogprobs
 
 
 @dataclass(slots=True)

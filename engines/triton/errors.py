@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from engines.types import HOSTED_FAILURE
+from engines.hosting import HOSTED_FAILURE
 
 
 class Fault(Enum):

@@ -17,12 +17,13 @@ from typing import Any
 import msgspec
 
 from engines.base import EngineError, RemoteEngine
+from engines.hosting import HOSTED_TENSORS, SessionAction, Welcome
 from engines.triton.client import TritonClient, responses, tensor_bytes
 from engines.triton.engine import read_options, unload_errors
 from engines.triton.errors import TritonError
 from engines.triton.health import Health, HealthOptions
 from engines.triton.model import TritonModel
-from engines.types import HOSTED_TENSORS, EngineConfig, EngineInfo, SessionAction, Welcome
+from engines.types import EngineConfig, EngineInfo
 
 KEEP_ALIVE = 2.0  # seconds: whoever says nothing for longer is taken for dead over there
 LOOK_INTERVAL = 0.05  # seconds between looks at whether the model is back

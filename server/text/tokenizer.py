@@ -11,7 +11,7 @@ from typing import Protocol
 from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
 
-from engines.types import TextRow
+from engines.steps import TextRow
 from engines.vocabulary import Vocabulary
 from server.text.detokenizer import IncrementalDetokenizer
 from server.text.literals import trie_pattern

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.buckets import Cells, count_cells, fill_batch, group_by_length
-from engines.types import ScheduledSequence
+from engines.steps import ScheduledSequence
 
 decodes = st.tuples(st.integers(0, 5000), st.just(1))
 chunks = st.tuples(st.integers(0, 5000), st.integers(2, 600))

@@ -26,6 +26,7 @@ from batching.protocol import (
 )
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
+from engines.hosting import SessionAction
 from engines.types import (
     EngineConfig,
     EngineInfo,
@@ -37,7 +38,6 @@ from engines.types import (
     OutputDelta,
     RequestError,
     SamplingParams,
-    SessionAction,
     TextSpan,
     VectorInfo,
 )

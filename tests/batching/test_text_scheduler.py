@@ -9,6 +9,7 @@ from typing import Any
 from batching.scheduler import SchedulerConfig
 from batching.text_scheduler import TextScheduler
 from batching.turns import LINGER, SHARE
+from engines.steps import TextBatch, TextRow
 from engines.types import (
     BACKGROUND_PRIORITY,
     EngineInfo,
@@ -17,8 +18,6 @@ from engines.types import (
     GenerationRequest,
     OutputDelta,
     SamplingParams,
-    TextBatch,
-    TextRow,
     TextSpan,
 )
 

@@ -19,7 +19,8 @@ import pytest
 
 from batching.protocol import PROTOCOL, Deltas, Stats, Submit, frame, from_worker, messages_in
 from engines.fake import fake_answer
-from engines.types import FinishReason, OutputDelta, SessionAction, Welcome
+from engines.hosting import SessionAction, Welcome
+from engines.types import FinishReason, OutputDelta
 from tests.fakes import eventually, make_request
 
 FINAL = 1

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from batching.scheduler import MIN_SEQS_TO_SHARE
 from batching.turns import LINGER, SHARE, Turn, Turns, background_tokens
-from engines.types import BACKGROUND_PRIORITY, StepPlan
+from engines.steps import StepPlan
+from engines.types import BACKGROUND_PRIORITY
 from tests.fakes import Simulation, make_info, make_request
 
 

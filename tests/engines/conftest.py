@@ -16,16 +16,9 @@ import transformers
 
 from engines.base import StepEngine
 from engines.onnx.engine import OnnxEngine
+from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engines.torch.engine import TorchEngine
-from engines.types import (
-    EngineConfig,
-    NewSequence,
-    SamplingParams,
-    ScheduledSequence,
-    StepPlan,
-    StepResult,
-    TokenLogprobs,
-)
+from engines.types import EngineConfig, SamplingParams, TokenLogprobs
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 BUNDLED = Path(__file__).resolve().parents[2] / "models" / "tiny-chat"

@@ -26,6 +26,7 @@ from batching.scheduler import Scheduler, SchedulerConfig
 from batching.supervisor import WorkerSupervisor
 from batching.worker import Worker, listen
 from engines import registry
+from engines.steps import StepPlan, StepResult
 from engines.types import (
     EngineConfig,
     EngineInfo,
@@ -34,8 +35,6 @@ from engines.types import (
     GenerationRequest,
     OutputDelta,
     SamplingParams,
-    StepPlan,
-    StepResult,
     TokenLogprobs,
 )
 from tests.engines.kinds import CONTEXT, KINDS, OTHER_CONTEXT, Kind

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from engines import registry
 from engines.base import EngineError, ThreadedStepEngine
 from engines.fake import CONTEXT, FakeEngine, fake_answer
-from engines.types import EngineConfig, NewSequence, SamplingParams, ScheduledSequence, StepPlan, StepResult
+from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
+from engines.types import EngineConfig, SamplingParams
 from tests.fakes import make_info
 
 PROMPT = [104, 105]

@@ -16,8 +16,9 @@ import transformers
 
 from engines.logprobs import LikelyTokens, logprobs_of
 from engines.sampling import Sampler
+from engines.steps import StepPlan
 from engines.torch import logprobs as on_device
-from engines.types import SamplingParams, StepPlan, TokenLogprobs
+from engines.types import SamplingParams, TokenLogprobs
 
 NEW_TOKENS = 10
 LENGTHS = [1, 2, 17, 33, 70]

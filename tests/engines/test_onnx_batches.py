@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engines.onnx.batches import BatchRules
 from engines.onnx.probe import Abilities
-from engines.types import ScheduledSequence
+from engines.steps import ScheduledSequence
 
 
 def row(sequence_id: int, start: int, num_tokens: int = 1) -> ScheduledSequence:

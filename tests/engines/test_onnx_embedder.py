@@ -16,7 +16,8 @@ from onnx import TensorProto, helper
 from engines import registry
 from engines.base import EngineError
 from engines.onnx.embedder import OnnxVectorEngine
-from engines.types import EngineConfig, Task, TextBatch, TextRow
+from engines.steps import TextBatch, TextRow
+from engines.types import EngineConfig, Task
 
 NORMALIZE = json.dumps(
     [{"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}]

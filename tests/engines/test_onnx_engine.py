@@ -14,7 +14,8 @@ import transformers
 from engines import registry
 from engines.base import EngineError
 from engines.onnx.runner import OnnxRunner
-from engines.types import EngineConfig, NewSequence, SamplingParams, ScheduledSequence, StepPlan
+from engines.steps import NewSequence, ScheduledSequence, StepPlan
+from engines.types import EngineConfig, SamplingParams
 from tests.engines.conftest import BUNDLED
 from tests.engines.test_torch_engine import PROMPT, alone
 

@@ -12,7 +12,7 @@ import pytest
 
 from engines.onnx.batches import BatchRules
 from engines.onnx.probe import Abilities
-from engines.types import StepPlan
+from engines.steps import StepPlan
 from tests.engines.test_torch_greedy import NEW_TOKENS, expected, prompts
 
 # Grouped queries; normalised queries and keys; learned positions and no groups; windows in every other layer; experts.

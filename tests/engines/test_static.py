@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from engines import registry
 from engines.base import EngineError
 from engines.static import StaticEngine
-from engines.types import EngineConfig, Task, TextBatch, TextRow
+from engines.steps import TextBatch, TextRow
+from engines.types import EngineConfig, Task
 
 ROWS = [[3, 4, 3], [5], [0, 1, 2, 3, 4, 5]]
 

@@ -14,8 +14,9 @@ import transformers
 
 from engines import registry
 from engines.base import EngineError
+from engines.steps import TextBatch, TextRow
 from engines.torch.embedder import TorchVectorEngine
-from engines.types import EngineConfig, Task, TextBatch, TextRow
+from engines.types import EngineConfig, Task
 from tests.engines.conftest import TINY
 
 Make = Callable[..., TorchVectorEngine]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from engines.types import NewSequence, SamplingParams, ScheduledSequence, StepPlan
+from engines.steps import NewSequence, ScheduledSequence, StepPlan
+from engines.types import SamplingParams
 
 PROMPT = [(7 * i) % 150 + 2 for i in range(40)]
 

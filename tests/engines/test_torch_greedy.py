@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from engines.types import StepPlan
+from engines.steps import StepPlan
 
 MODELS = [
     "llama",

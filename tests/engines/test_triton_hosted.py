@@ -22,16 +22,9 @@ from batching.scheduler import Scheduler, SchedulerConfig
 from engines import registry
 from engines.base import EngineError
 from engines.fake import fake_answer
+from engines.hosting import SessionAction
 from engines.triton.hosted import HostedEngine
-from engines.types import (
-    EngineConfig,
-    ErrorCode,
-    FinishReason,
-    GenerationRequest,
-    OutputDelta,
-    SamplingParams,
-    SessionAction,
-)
+from engines.types import EngineConfig, ErrorCode, FinishReason, GenerationRequest, OutputDelta, SamplingParams
 from server.settings_models import BUNDLED_FOLDER
 from tests.fakes import eventually
 from tests.hosted_models import HostedModel, paced

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from engines.hosting import HOSTED_TENSORS, Welcome
 from engines.triton.client import TritonClient
 from engines.triton.hosted import HostedEngine
 from engines.triton.model import TritonModel
 from engines.triton.tensors import TensorSpec
-from engines.types import HOSTED_TENSORS, EngineConfig, Welcome
+from engines.types import EngineConfig
 from tests.fakes import make_info
 
 

@@ -14,7 +14,8 @@ from engines import registry
 from engines.base import EngineError
 from engines.fake_vectors import DIM, fake_vector
 from engines.sentence_files import Pooling, SentenceFiles, of_length_one
-from engines.types import EngineConfig, Task, TextBatch, TextRow
+from engines.steps import TextBatch, TextRow
+from engines.types import EngineConfig, Task
 from engines.vectors import activated, activation, pool, segments, task_of
 from engines.vectors import vector_info as info_of
 
