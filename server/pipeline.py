@@ -138,8 +138,11 @@ class Pipeline:
         self._check_content(strings_in(plan.shown), "tools")
         if (masker := privacy.masker_of(deployment.pii)) is None:
             return _Shown(messages, plan)
-        plan = privacy.masked_plan(plan, masker)
-        return _Shown(privacy.masked_messages(messages, masker), plan, masker)
+        try:
+            plan = privacy.masked_plan(plan, masker)
+            return _Shown(privacy.masked_messages(messages, masker), plan, masker)
+        except RecursionError as error:
+            raise InvalidRequest("The messages are nested too deeply.", param="messages") from error
 
     def _prepare_chat(
         self, body: ChatCompletionRequest, messages: list[dict[str, Any]], plan: Plan, deployment: Deployment

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from server.errors import InvalidRequest
 from server.settings import ModelSettings, PiiSettings
 from server.tools import Plan
-from server.wire.tools import Function
 
 if TYPE_CHECKING:  # what they import is an optional dependency
     from server.text.pii.detector import Detector
@@ -42,25 +41,20 @@ def refuse_tokens(param: str) -> InvalidRequest:
 
 def masked_plan(plan: Plan, masker: Masker) -> Plan:
     """All but the functions' names. The model is held to the masked schemas: they are restored with its answer."""
+    shown = [_masked_tool(tool, masker) for tool in plan.shown]
+    parameters = {tool["function"]["name"]: tool["function"].get("parameters") for tool in shown}
     return replace(
         plan,
-        shown=[_masked_tool(tool, masker) for tool in plan.shown],
-        callable=[_masked_function(function, masker) for function in plan.callable],
+        shown=shown,
+        callable=[f.model_copy(update={"parameters": parameters[f.name]}) for f in plan.callable],
         schema=None if plan.schema is None else masker.json_text(plan.schema),
         template_kwargs=masker.json(plan.template_kwargs),
     )
 
 
 def _masked_tool(tool: Mapping[str, Any], masker: Masker) -> dict[str, Any]:
-    function = tool["function"]
-    return {
-        **tool,
-        "function": {key: value if key == "name" else masker.json(value) for key, value in function.items()},
-    }
-
-
-def _masked_function(function: Function, masker: Masker) -> Function:
-    return function.model_copy(update={"parameters": masker.json(function.parameters)})
+    function = {key: value if key == "name" else masker.json(value) for key, value in tool["function"].items()}
+    return {**tool, "function": function}
 
 
 def masked_messages(messages: Sequence[Mapping[str, Any]], masker: Masker) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ class Rewriting:
 
     @property
     def alters(self) -> bool:
-        """Whether a client may read another text than the model wrote: then tokens and text do not belong together."""
+        """Whether a client may read another text than the model wrote."""
         return self.content_filter.masks_output or bool(self.placeholders)
 
     def rewriter(self) -> AnswerRewriter | None:

@@ -117,7 +117,7 @@ async def test_everything_that_a_client_says() -> None:
     (prompt,) = generation.job.prompts
     text = shown(prompt)
     assert "bob" not in text
-    assert text.count("<EMAIL_1>") == 9
+    assert text.count("<EMAIL_1>") == masked_counts(made)["email"] == 9
     assert "call_1" in text
     piece = answered(prompt, '<tool_call>{"name": "send", "arguments": {"to": "<EMAIL_1>"}}</tool_call>')
     assert [call.name for call in piece.calls if call.name] == ["send"]
@@ -133,6 +133,13 @@ async def test_a_schema_holds_the_answer_to_what_the_model_is_shown() -> None:
     assert MAIL not in prompt.sampling.grammar.text
     assert "<EMAIL_1>" in prompt.sampling.grammar.text
     assert json.loads(answered(prompt, '{"to": "\\u003cEMAIL_1>"}').text) == {"to": MAIL}
+
+
+async def test_what_is_nested_too_deeply_is_refused() -> None:
+    call = {"name": "f", "arguments": "[" * 600 + "]" * 600}
+    message = {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": call}]}
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
+        await house().chat(messages=[message])
 
 
 async def test_the_filter_reads_what_the_client_wrote() -> None:

@@ -45,14 +45,12 @@ class Detector:
             for look in LOOKS[kind]
         ]
         names = "|".join(name.upper() for name in (LOOKALIKE, *own, *wanted))
-        self._lookalike = re.compile(
-            f"<(?:{names})_[0-9]{{1,9}}>"
-        )  # it begins in one way: there is nothing to go back to
+        # Of this form there is but one way to match, so that Python's own search has nothing to go back to.
+        self._lookalike = re.compile(f"<(?:{names})_[0-9]{{1,9}}>")
 
     def find(self, text: str) -> list[Found]:
         """In the order of the text; none overlaps another."""
-        found: list[Found] = []
-        found += [Found(*match.span(), LOOKALIKE) for match in self._lookalike.finditer(text)]
+        found = [Found(*match.span(), LOOKALIKE) for match in self._lookalike.finditer(text)]
         for name, pattern in self._own:
             found += _matches(text, pattern, name, found)
         shape = _blanked(shape_of(text), found)
