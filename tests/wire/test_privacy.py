@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -95,6 +96,26 @@ def test_over_a_websocket(server: PenstockProcess) -> None:
             if choice["finish_reason"]:
                 break
     assert text == READ
+
+
+def test_responses(sdk: openai.OpenAI) -> None:
+    answer = sdk.responses.create(model="parrot", input=TEXT, max_output_tokens=LENGTH, store=False)
+    assert answer.output_text == READ
+    events = list(sdk.responses.create(model="parrot", input=TEXT, max_output_tokens=LENGTH, store=False, stream=True))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == READ
+    assert answer.usage is not None
+    assert answer.usage.input_tokens == LENGTH
+
+
+def test_messages(server: PenstockProcess) -> None:
+    with anthropic.Anthropic(base_url=server.root_url, api_key=API_KEY, max_retries=0) as client:
+        ask: anthropic.types.MessageParam = {"role": "user", "content": TEXT}
+        stops = [SECRETS[3]]
+        answer = client.messages.create(model="parrot", messages=[ask], max_tokens=LENGTH, stop_sequences=stops)
+        counted = client.messages.count_tokens(model="parrot", messages=[ask])
+    assert [part.text for part in answer.content if part.type == "text"] == [READ.partition(SECRETS[3])[0]]
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", SECRETS[3])
+    assert counted.input_tokens == LENGTH
 
 
 def test_completions_of_several_prompts(sdk: openai.OpenAI) -> None:
