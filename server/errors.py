@@ -37,7 +37,10 @@ class APIError(Exception):
 
     def envelope(self) -> dict[str, object]:
         """The body of an HTTP answer, of an SSE event and of a WebSocket frame alike."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        return {"error": self.details()}
+
+    def details(self) -> dict[str, str | None]:
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
 def retry_headers(milliseconds: int) -> dict[str, str]:

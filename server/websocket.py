@@ -1,4 +1,4 @@
-"""Chat completions over a WebSocket: one JSON text frame a request, one a chunk, exactly the chunks of SSE.
+"""WebSockets, and chat completions over one: a JSON text frame a request, one a chunk, exactly the chunks of SSE.
 
 Several requests may share a connection. Those that carry a `request_id` run side by side and have it echoed on every
 frame; those without one run one after another, so that their frames never mix.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from starlette.types import Message
@@ -26,8 +28,10 @@ from server.streaming import FrameSource, in_time
 from server.wire.chat import CancelFrame, ChatCompletionFrame, frame_head, read_frame
 from server.wire.chat_answer import chunk_encoder
 from server.wire.common import encode, new_id
+from server.wire.response_events import error_frame
 
 SUBPROTOCOL = "penstock"
+RESPONSES_PATH = "/v1/responses"  # whose errors are events
 MAX_OPEN_REQUESTS = 64
 ABNORMAL_CLOSURE, POLICY_VIOLATION, INTERNAL_ERROR = 1006, 1008, 1011
 
@@ -42,7 +46,8 @@ async def refuse(websocket: WebSocket, error: APIError) -> None:
     log_refusal(websocket, error)
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it may have left meanwhile
         await websocket.accept(subprotocol=accepted_subprotocol(websocket))
-        await websocket.send_text(encode(error.envelope()).decode())
+        frame = error_frame(error) if websocket.scope["path"] == RESPONSES_PATH else encode(error.envelope())
+        await websocket.send_text(frame.decode())
         await websocket.close(INTERNAL_ERROR if error.status >= 500 else POLICY_VIOLATION, error.code)
 
 
@@ -62,18 +67,19 @@ def _host(origin: str) -> str | None:
         return None
 
 
-class ChatSocket:
+Work = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Socket(ABC):
     """One connection. Its requests' tasks end before `serve` returns."""
 
+    path: ClassVar[str]
     _tasks: asyncio.TaskGroup
 
     def __init__(self, websocket: WebSocket, services: Services) -> None:
         self._websocket = websocket
         self._services = services
         self._write_timeout = services.settings.timeouts.write
-        self._running: dict[str, asyncio.Task[None]] = {}  # by the client's request_id; "" is the request without
-        self._cancelled: set[asyncio.Task[None]] = set()  # by the client
-        self._anonymous = asyncio.Lock()
         self._num_open = 0
 
     async def serve(self) -> None:
@@ -83,6 +89,7 @@ class ChatSocket:
         await self._websocket.accept(subprotocol=accepted_subprotocol(self._websocket))
         try:
             async with asyncio.TaskGroup() as self._tasks:
+                await self._begin()
                 while True:
                     await self._receive(await self._websocket.receive())
         except* (WebSocketDisconnect, SlowReader):
@@ -96,23 +103,102 @@ class ChatSocket:
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code") or 1000)
         data = message.get("text") or message.get("bytes") or ""
-        request_id = frame_head(data).request_id
+        name = self._name_of(data)
         try:
-            await self._handle(data, request_id or "")
+            await self._handle(data, name or "")
         except APIError as error:
-            await self._send_error(error, request_id)
+            await self._send_error(error, name)
 
-    async def _handle(self, data: str | bytes, request_id: str) -> None:
-        frame = await read_frame(data)
-        if isinstance(frame, CancelFrame):
-            self._cancel(request_id)
-            return
-        if request_id and request_id in self._running:
-            raise InvalidRequest("A request with this request_id is still running.", param="request_id")
+    async def _begin(self) -> None:  # noqa: B027 - most have nothing to do here
+        """The connection is there; tasks may be made."""
+
+    @abstractmethod
+    def _name_of(self, data: str | bytes) -> str | None:
+        """What the client calls a request, echoed on all frames of it."""
+
+    @abstractmethod
+    async def _handle(self, data: str | bytes, name: str) -> None:
+        """A frame. Raises APIError, which is sent."""
+
+    @abstractmethod
+    def _error_frame(self, error: APIError, name: str | None) -> bytes: ...
+
+    def _open(self, work: Work, name: str | None) -> None:
+        """A request's task; what it raises is sent. Raises RateLimited."""
         if self._num_open >= MAX_OPEN_REQUESTS:
             raise RateLimited(f"At most {MAX_OPEN_REQUESTS} requests may be open on one connection.")
         self._num_open += 1
-        self._tasks.create_task(self._run(frame))
+        self._tasks.create_task(self._run(work, name))
+
+    async def _run(self, work: Work, name: str | None) -> None:
+        try:
+            await work()
+        except (WebSocketDisconnect, SlowReader):
+            raise
+        except APIError as error:
+            await self._send_error(error, name)
+        except Exception:
+            logs.unexpected("a WebSocket request failed")
+            await self._send_error(ServerError("The server failed."), name)
+        finally:
+            self._num_open -= 1
+
+    async def _caller(self, name: str | None) -> Caller:
+        """Who asks, for each request anew: a key that was revoked since the connection was made is refused here."""
+        try:
+            principal = await self._services.authenticator.authenticate(presented_key(self._websocket))
+        except AuthenticationFailed as error:
+            await self._send_error(error, name)
+            await self._websocket.close(POLICY_VIOLATION, error.code)
+            raise WebSocketDisconnect(POLICY_VIOLATION) from None
+        return Caller(
+            principal,
+            new_id("req"),
+            self.path,
+            frozenset({"websocket"}),
+            client_request_id=name or "",
+            cache=self._cache_wish,
+        )
+
+    async def _send(self, frames: Iterable[bytes]) -> None:
+        """Raises SlowReader, or WebSocketDisconnect when the connection is closed or closing."""
+        for frame in frames:
+            try:
+                await in_time(self._write_timeout, self._websocket.send_text(frame.decode()))
+            except RuntimeError:  # how starlette and uvicorn say that it was closed from our side
+                raise WebSocketDisconnect(ABNORMAL_CLOSURE) from None
+
+    async def _send_error(self, error: APIError, name: str | None) -> None:
+        log_refusal(self._websocket, error)
+        await self._send([self._error_frame(error, name)])
+
+
+class ChatSocket(Socket):
+    """Chat completions."""
+
+    path = "/v1/chat/completions"
+
+    def __init__(self, websocket: WebSocket, services: Services) -> None:
+        super().__init__(websocket, services)
+        self._running: dict[str, asyncio.Task[None]] = {}  # by the client's request_id; "" is the request without
+        self._cancelled: set[asyncio.Task[None]] = set()  # by the client
+        self._anonymous = asyncio.Lock()
+
+    def _name_of(self, data: str | bytes) -> str | None:
+        name: str | None = frame_head(data).request_id
+        return name
+
+    def _error_frame(self, error: APIError, name: str | None) -> bytes:
+        return encode(error.envelope() | ({"request_id": name} if name else {}))
+
+    async def _handle(self, data: str | bytes, name: str) -> None:
+        frame = await read_frame(data)
+        if isinstance(frame, CancelFrame):
+            self._cancel(name)
+            return
+        if name and name in self._running:
+            raise InvalidRequest("A request with this request_id is still running.", param="request_id")
+        self._open(lambda: self._in_turn(frame), frame.request_id)
         await asyncio.sleep(0)  # it has begun before the next frame is read: perhaps that cancels it
 
     def _cancel(self, request_id: str) -> None:
@@ -121,22 +207,12 @@ class ChatSocket:
             self._cancelled.add(task)
             task.cancel()
 
-    async def _run(self, frame: ChatCompletionFrame) -> None:
-        try:
-            if frame.request_id:
+    async def _in_turn(self, frame: ChatCompletionFrame) -> None:
+        if frame.request_id:
+            await self._answer(frame)
+        else:
+            async with self._anonymous:
                 await self._answer(frame)
-            else:
-                async with self._anonymous:
-                    await self._answer(frame)
-        except (WebSocketDisconnect, SlowReader):
-            raise
-        except APIError as error:
-            await self._send_error(error, frame.request_id)
-        except Exception:
-            logs.unexpected("a WebSocket request failed")
-            await self._send_error(ServerError("The server failed."), frame.request_id)
-        finally:
-            self._num_open -= 1
 
     async def _answer(self, frame: ChatCompletionFrame) -> None:
         """Raises CancelledError when the connection ends, not when the client cancels this request."""
@@ -159,21 +235,7 @@ class ChatSocket:
             del self._running[request_id]
 
     async def _generate(self, frame: ChatCompletionFrame, ended: Callable[[], None]) -> None:
-        """A key that was revoked since the connection was made is refused here."""
-        try:
-            principal = await self._services.authenticator.authenticate(presented_key(self._websocket))
-        except AuthenticationFailed as error:
-            await self._send_error(error, frame.request_id)
-            await self._websocket.close(POLICY_VIOLATION, error.code)
-            raise WebSocketDisconnect(POLICY_VIOLATION) from None
-        caller = Caller(
-            principal,
-            new_id("req"),
-            "/v1/chat/completions",
-            frozenset({"websocket"}),
-            client_request_id=frame.request_id or "",
-            cache=self._cache_wish,
-        )
+        caller = await self._caller(frame.request_id)
         async with await self._services.pipeline.chat(caller, frame) as generation:
             await self._stream(generation, frame, ended)
 
@@ -191,16 +253,3 @@ class ChatSocket:
             pieces = await generation.next()
         ended()
         await self._send(frames.of(pieces) + frames.closing())
-
-    async def _send(self, chunks: list[bytes]) -> None:
-        """Raises SlowReader, or WebSocketDisconnect when the connection is closed or closing."""
-        for chunk in chunks:
-            try:
-                await in_time(self._write_timeout, self._websocket.send_text(chunk.decode()))
-            except RuntimeError:  # how starlette and uvicorn say that it was closed from our side
-                raise WebSocketDisconnect(ABNORMAL_CLOSURE) from None
-
-    async def _send_error(self, error: APIError, request_id: str | None) -> None:
-        log_refusal(self._websocket, error)
-        envelope = error.envelope() | ({"request_id": request_id} if request_id else {})
-        await self._send([encode(envelope)])

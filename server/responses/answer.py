@@ -122,6 +122,11 @@ class ResponseBuilder:
         self._end(COMPLETED, usage, completed_at=int(time.time()))
         return [*events, ResponseCompleted(self.body, self._number())]
 
+    def skip(self) -> list[Event]:
+        """The end of one that was to generate nothing."""
+        self._end(COMPLETED, Usage(0, 0, 0), completed_at=int(time.time()))
+        return [ResponseCompleted(self.body, self._number())]
+
     def fail(self, error: APIError, usage: Usage | None = None) -> list[Event]:
         self._cut(FAILED, usage, error=response_error(error))
         return [ResponseFailed(self.body, self._number())]

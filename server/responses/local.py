@@ -33,5 +33,7 @@ class LocalConversations:
         while len(self._conversations) > MAX_REMEMBERED:
             self._conversations.popitem(last=False)
 
-    def forget(self, response_id: str | None) -> None:
-        self._conversations.pop(response_id or "", None)
+    def forget(self, response_id: object) -> None:
+        """What is no id of one is nothing to forget."""
+        if isinstance(response_id, str):
+            self._conversations.pop(response_id, None)

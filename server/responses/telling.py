@@ -65,6 +65,10 @@ class Telling:
     def closing(self) -> list[bytes]:
         return self._told(self._builder.finish(self._generation.usage))
 
+    def nothing(self) -> list[bytes]:
+        """The same of one that was to generate nothing."""
+        return self._told(self._builder.skip())
+
     def failure(self, error: APIError) -> list[bytes]:
         return self._told(self._builder.fail(error, self._usage()))
 

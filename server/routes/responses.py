@@ -8,6 +8,7 @@ from dataclasses import replace
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.websockets import WebSocket
 
 from server.errors import InvalidRequest
 from server.job import Caller
@@ -15,6 +16,7 @@ from server.reachable import database_reached
 from server.responses.background import Run
 from server.responses.following import FollowedResponse, RunSource, Source, StoredSource
 from server.responses.service import Prepared, response_not_found
+from server.responses.socket import ResponsesSocket
 from server.responses.telling import ResponseEvents
 from server.responses.whole import WholeResponse
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, patience_of, read, stream
@@ -23,7 +25,7 @@ from server.wire.answers import answers
 from server.wire.body import read_query
 from server.wire.common import encode
 from server.wire.response_body import LIVE, Deleted, InputTokens, ItemList, ResponseBody
-from server.wire.responses import InputItemsQuery, InputTokensRequest, ResponsesRequest, RetrieveQuery
+from server.wire.responses import InputItemsQuery, InputTokensRequest, ResponseFrame, ResponsesRequest, RetrieveQuery
 from server.wire.takes import takes
 
 router = APIRouter()
@@ -146,6 +148,12 @@ async def input_items(response_id: str, request: Request, caller: CurrentCaller,
     page = items[: query.limit]
     first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
     return _json(encode(ItemList(page, first, last, len(items) > query.limit)))
+
+
+@router.websocket("/v1/responses")
+@takes(ResponseFrame)
+async def converse(websocket: WebSocket, services: CurrentServices) -> None:
+    await ResponsesSocket(websocket, services).serve()
 
 
 def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:

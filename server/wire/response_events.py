@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from server.errors import APIError
 from server.wire.common import encode
 from server.wire.response_body import (
     FunctionCall,
@@ -178,6 +179,40 @@ def obfuscated(event: bytes, head: EventHead) -> bytes:
         return event
     padding = secrets.token_urlsafe(_OBFUSCATION)[: _OBFUSCATION - len(head.delta.encode()) % _OBFUSCATION]
     return b'%s,"obfuscation":%s}' % (event[:-1], encode(padding))
+
+
+class SteerFailed(msgspec.Struct, frozen=True, tag_field="type", tag="response.steer.failed"):
+    """What is sent to steer a response comes back: it is not supported."""
+
+    error: dict[str, str]
+    steer: dict[str, Any]
+    sequence_number: int = 0
+
+    @classmethod
+    def of(cls, previous_response_id: Any, given: Any) -> SteerFailed:
+        message = "Responses can't be steered here: send another 'response.create' when this one has ended."
+        error = {"code": "steering_not_supported", "message": message, "type": "invalid_request_error"}
+        return cls(error, {"previous_response_id": previous_response_id, "input": given})
+
+
+class WebSocketError(msgspec.Struct, frozen=True, tag_field="type", tag="error", omit_defaults=True):
+    """How a WebSocket says what an HTTP status would."""
+
+    status: int
+    error: dict[str, Any]
+    stream_id: str | None = None
+
+
+def error_frame(error: APIError, stream_id: str | None = None) -> bytes:
+    body: dict[str, Any] = dict(error.details())
+    if error.headers:
+        body["headers"] = error.headers
+    return encode(WebSocketError(error.status, body, stream_id))
+
+
+def on_lane(event: bytes, stream_id: str | None) -> bytes:
+    """With the client's own name of its request, where it has one."""
+    return event if stream_id is None else b'%s,"stream_id":%s}' % (event[:-1], encode(stream_id))
 
 
 def frame(event: bytes, *, obfuscate: bool = False) -> bytes:
