@@ -8,14 +8,20 @@ from typing import Any, cast
 
 import pytest
 
-from server.errors import UnsupportedParameter
+from server.errors import InvalidRequest, UnsupportedParameter
+from server.generation import Generation
 from server.messages import as_chat
 from server.registry import Deployment
-from server.text.formats.format import DEEPSEEK, HARMONY, HERMES, Format
+from server.text.answer import joined
+from server.text.chat_template import ChatTemplate
+from server.text.formats.format import DEEPSEEK, HARMONY, HERMES, Format, of_templates
+from server.text.prompt import ChatEncoder
+from server.text.tokenizer import ByteTokenizer
 from server.tools import plan
 from server.wire.body import parse_json
 from server.wire.chat import ChatCompletionRequest
 from server.wire.messages import CountTokensRequest, MessagesRequest
+from tests.server.test_pipeline import House
 
 HI = {"role": "user", "content": "hi"}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -164,3 +170,48 @@ def test_a_count_is_of_the_same_prompt() -> None:
     body = json.dumps({"model": "m", "messages": [HI], "system": "s"}).encode()
     made = as_chat(parse_json(body, CountTokensRequest), deployed())
     assert [message.for_template() for message in made.messages] == told(HI, system="s")
+
+
+# --- through the pipeline
+
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is true %}<think>{% endif %}"
+
+
+def thinking_house() -> House:
+    encoder = ChatEncoder(ByteTokenizer(), ChatTemplate({"default": TEMPLATE}))
+    return House(encoder=encoder, form=of_templates({"default": TEMPLATE}))
+
+
+async def prepared(house: House, **fields: Any) -> Generation:
+    body = {"model": "m", "max_tokens": 50, "messages": [HI]} | fields
+    request = parse_json(json.dumps(body).encode(), MessagesRequest)
+    deployment = house.pipeline.router.resolve("m", house.caller.principal)
+    return await house.pipeline.chat(house.caller, as_chat(request, deployment), "messages", "msg")
+
+
+async def test_a_message_has_a_feature_and_ids_of_its_own() -> None:
+    job = (await prepared(thinking_house(), stream=True)).job
+    assert job.features == {"messages", "stream", "websocket"}
+    assert job.head.id.startswith("msg-")
+
+
+@pytest.mark.parametrize(("thinking", "reasoning", "words"), [(ADAPTIVE, "hm", "So."), (DISABLED, "", "hm</think>So.")])
+async def test_the_switch_reaches_template_and_reader(thinking: Any, reasoning: str, words: str) -> None:
+    house = thinking_house()
+    (prompt,) = (await prepared(house, thinking=thinking)).job.prompts
+    assert bytes(prompt.token_ids).endswith(b"<think>") is bool(reasoning)
+    stream = prompt.new_stream()
+    answer = joined([stream.add(list(b"hm</think>So.")), stream.finish()])
+    assert (answer.reasoning, answer.text) == (reasoning, words)
+    body = json.dumps({"model": "m", "messages": [HI], "thinking": thinking}).encode()
+    deployment = house.pipeline.router.resolve("m", house.caller.principal)
+    counted = as_chat(parse_json(body, CountTokensRequest), deployment)
+    assert await house.pipeline.count_tokens(house.caller, counted) == len(prompt.token_ids)
+
+
+async def test_what_is_filtered_is_not_counted_either() -> None:
+    house = thinking_house()
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "blocked"}]}).encode()
+    deployment = house.pipeline.router.resolve("m", house.caller.principal)
+    with pytest.raises(InvalidRequest, match="content filter"):
+        await house.pipeline.count_tokens(house.caller, as_chat(parse_json(body, CountTokensRequest), deployment))
