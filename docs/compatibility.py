@@ -16,6 +16,7 @@ import anthropic.types
 import openai.types.chat
 import openai.types.responses.input_item_list_params
 
+from server.access import ANY_KEY_PATHS
 from server.app import ROUTERS
 from server.compatibility import Endpoint, Field, Status, endpoints
 from server.store.records import KeyKind
@@ -68,7 +69,8 @@ def _overview(found: Iterable[Endpoint]) -> Iterator[str]:
     yield "| endpoint | opened by |"
     yield "|---|---|"
     for endpoint in found:
-        yield f"| {_title(endpoint)} | {KEYS[endpoint.key]} |"
+        opened_by = "any key" if ANY_KEY_PATHS.issuperset(endpoint.paths) else KEYS[endpoint.key]
+        yield f"| {_title(endpoint)} | {opened_by} |"
     yield ""
 
 

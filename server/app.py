@@ -45,6 +45,7 @@ from server.routes import (
 from server.services import Services
 from server.websocket import refuse
 from server.wire import message_errors
+from server.wire.common import encode
 
 ROUTERS = (
     chat.router,
@@ -113,11 +114,11 @@ def _allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     )
 
 
-def _answer(connection: HTTPConnection, error: APIError) -> JSONResponse:
+def _answer(connection: HTTPConnection, error: APIError) -> Response:
     log_refusal(connection, error)
     if reads_messages(connection.scope):
-        body = message_errors.envelope(error, request_id_of(connection))
-        return JSONResponse(body, message_errors.status_of(error), error.headers)
+        body = encode(message_errors.envelope(error, request_id_of(connection)))
+        return Response(body, message_errors.status_of(error), error.headers, "application/json")
     return JSONResponse(error.envelope(), error.status, error.headers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -29,19 +30,18 @@ _NAMES = {
     "stop": "stop_sequences",
 }
 # By parameter: with these words the SDK's tool runner goes on without what is refused.
-_DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
+_DETAILS: Mapping[str, Mapping[str, str]] = {"thread": {"error_code": "thread_unsupported_request"}}
 _QUOTED = re.compile("'(" + "|".join(_NAMES) + ")'")
 
 
 class MessageErrorBody(msgspec.Struct, frozen=True):
     type: str
     message: str
+    details: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
-class MessageErrorEnvelope(msgspec.Struct, frozen=True):
-    """What `envelope` makes, for those who want to know its shape."""
-
-    type: Literal["error"]
+class MessageErrorEnvelope(msgspec.Struct, frozen=True, kw_only=True):
+    type: Literal["error"] = "error"
     error: MessageErrorBody
     request_id: str
 
@@ -50,11 +50,9 @@ def status_of(error: APIError) -> int:
     return _STATUSES.get(error.status, error.status)
 
 
-def envelope(error: APIError, request_id: str) -> dict[str, object]:
+def envelope(error: APIError, request_id: str) -> MessageErrorEnvelope:
     """The body of an HTTP answer and the data of a stream's error event."""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     message = _QUOTED.sub(lambda match: f"'{_NAMES[match[1]]}'", error.message)
-    told: dict[str, object] = {"type": kind, "message": message}
-    if (details := _DETAILS.get(error.param or "")) is not None:
-        told["details"] = details
-    return {"type": "error", "error": told, "request_id": request_id}
+    details = _DETAILS.get(error.param or "", msgspec.UNSET)
+    return MessageErrorEnvelope(error=MessageErrorBody(kind, message, details), request_id=request_id)

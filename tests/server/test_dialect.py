@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,14 +54,20 @@ def test_who_reads_messages(path: str, headers: Any, is_theirs: bool) -> None:
 )
 def test_errors(error: errors.APIError, status: int, kind: str) -> None:
     assert status_of(error) == status
-    assert envelope(error, "req-1") == {
+    assert msgspec.to_builtins(envelope(error, "req-1")) == {
         "type": "error", "error": {"type": kind, "message": "x"}, "request_id": "req-1",
     }  # fmt: skip
 
 
 def test_a_parameter_has_the_name_that_its_client_gave_it() -> None:
     error = errors.UnsupportedParameter("response_format")
-    assert "'output_config.format'" in str(envelope(error, "req-1")["error"])
+    assert "'output_config.format'" in envelope(error, "req-1").error.message
+
+
+def test_an_sdk_is_told_that_there_are_no_threads() -> None:
+    """In the words that it goes on without one at."""
+    error = envelope(errors.UnsupportedParameter("thread"), "req-1").error
+    assert error.details == {"error_code": "thread_unsupported_request"}
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
