@@ -26,7 +26,7 @@ from server.text.formats.format import PLAIN, Format, of_templates
 from server.text.prompt import ChatEncoder
 from server.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from server.text.tokenizer_files import read_json
-from server.wire.sampling import ModelLimits, SamplingDefaults
+from server.wire.limits import ModelLimits, SamplingDefaults
 
 if TYPE_CHECKING:  # what it imports is an optional dependency
     from server.text.pii.detector import Detector

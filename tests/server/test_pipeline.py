@@ -34,7 +34,7 @@ from server.text.prompt import ChatEncoder
 from server.text.tokenizer import INERT, ByteTokenizer
 from server.wire.chat import ChatCompletionRequest
 from server.wire.completions import CompletionRequest
-from server.wire.sampling import ModelLimits
+from server.wire.limits import ModelLimits
 
 LIMITS = ModelLimits(context=100_000, vocab_size=256, max_tokens_default=16)
 NOTHING: dict[str, Any] = {"replicas": [], "fingerprint": "fp"}

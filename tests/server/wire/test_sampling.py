@@ -15,7 +15,8 @@ from engines.types import SamplingParams
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.wire.chat import ChatCompletionRequest
 from server.wire.completions import CompletionRequest
-from server.wire.sampling import ModelLimits, SamplingDefaults, resolve
+from server.wire.limits import ModelLimits, SamplingDefaults
+from server.wire.sampling import resolve
 
 LIMITS = ModelLimits(context=100, vocab_size=50, max_tokens_default=20, eos_token_ids=frozenset({2}))
 
