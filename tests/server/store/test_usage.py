@@ -203,3 +203,14 @@ async def test_sums_of_one_key_and_of_one_model(store: Store) -> None:
     assert await requests(model="big@2") == 1
     assert await requests(model="big@3") == 0
     assert await requests(model="small", key_id="k2") == 0
+
+
+async def test_a_replayed_answer_is_a_request_without_tokens(store: Store) -> None:
+    """As it was charged; what it would have cost is added up apart."""
+    cached = {"computed": None, "miss": "miss", "hit": "hit", "shared": "shared"}
+    await store.usage.add([record(name, cache=value) for name, value in cached.items()])
+    total = (await store.usage.totals_since(DAY, "acct_1"))[0]
+    assert (total.level, total.requests, total.tokens) == (Level.ACCOUNT, 4, 2 * 15)
+    (summed,) = await store.usage.sums([])
+    assert (summed.requests, summed.prompt_tokens, summed.cached_tokens, summed.completion_tokens) == (4, 20, 8, 10)
+    assert (summed.replayed_prompt_tokens, summed.replayed_completion_tokens) == (20, 10)
