@@ -1,6 +1,6 @@
 """What is done with a request before it runs: resolve, tokenize, filter, check.
 
-Whatever is wrong with a request is said here, while nothing is held. `server.generation` then runs it.
+Whatever is wrong with a request is said here, while nothing is held. `server.computation` then runs it.
 """
 
 from __future__ import annotations

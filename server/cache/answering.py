@@ -20,8 +20,9 @@ from server.cache.recording import Recording
 from server.cache.terms import Terms, terms_of
 from server.cache.wish import Result, cache_header
 from server.choice import Piece
+from server.computation import Computation
 from server.errors import APIError, from_engine
-from server.generation import Computation, Generation, Resources, deadline_of, too_long
+from server.generation import Generation, Resources, deadline_of, too_long
 from server.job import Job
 from server.shielded import to_the_end
 from server.wire.common import Answer

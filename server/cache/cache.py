@@ -8,7 +8,7 @@ from server.cache.flight import Flight
 from server.cache.key import key_of
 from server.cache.recording import Recording, decode, encode
 from server.cache.stores import Store
-from server.generation import Computation
+from server.computation import Computation
 from server.job import Job
 
 

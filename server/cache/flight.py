@@ -13,8 +13,8 @@ from engines.types import Usage
 from server import logs
 from server.cache.recording import Recording, record, replayed
 from server.choice import Piece, compact
+from server.computation import Computation
 from server.errors import APIError, ServerError
-from server.generation import Computation
 
 _encode = msgspec.msgpack.Encoder().encode
 

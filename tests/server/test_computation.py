@@ -14,7 +14,7 @@ from engines.types import (
     RequestError,
 )
 from quota.levels import Dimension
-from server import generation as module
+from server import computation as module
 from server import work as work_module
 from server.errors import APIError, DeadlineExceeded, Overloaded, RateLimited
 from server.generation import Generation
