@@ -12,7 +12,7 @@ COPY models/tiny-chat models/tiny-chat
 # TORCH_INDEX may name PyTorch's index of CPU builds: the default one brings CUDA with it.
 ARG TORCH_INDEX=""
 RUN /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-    -c constraints.txt -e '.[redis,postgres,triton,onnx]'
+    -c constraints.txt -e '.[redis,postgres,triton,onnx,pii]'
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --create-home penstock \
