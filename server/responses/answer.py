@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -12,6 +12,8 @@ from engines.types import FinishReason, Usage
 from server.choice import Piece
 from server.errors import APIError
 from server.text.answer import CallPiece
+from server.text.logprobs import ToldToken
+from server.wire.logprobs import delta_logprobs, response_logprobs
 from server.wire.response_body import (
     CANCELLED,
     COMPLETED,
@@ -62,6 +64,7 @@ class _Open:
     item: OutputItem
     index: int
     parts: list[str] = field(default_factory=list)
+    tokens: list[ToldToken] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -82,6 +85,7 @@ class ResponseBuilder:
         self._items: list[OutputItem] = []
         self._open: _Open | None = None
         self._blank = ""  # white space before words that may not come: it alone makes no message
+        self._blank_tokens: list[ToldToken] = []
         self._reason: FinishReason | None = None
 
     @property
@@ -100,11 +104,12 @@ class ResponseBuilder:
         events: list[Event] = []
         for piece in pieces:
             if piece.is_anew:
-                self._items, self._open, self._blank = [], None, ""
+                self._items, self._open = [], None
+                self._drop_blank()
             if piece.reasoning:
                 events += self._think(piece.reasoning)
-            if piece.text:
-                events += self._say(piece.text)
+            if piece.text or piece.tokens:
+                events += self._say(piece.text, piece.tokens or ())
             for call in piece.calls:
                 events += self._call(call)
             self._reason = piece.finish_reason or self._reason
@@ -149,7 +154,7 @@ class ResponseBuilder:
         """An answer of nothing, or of white space, is a message too."""
         items = [*self._items, self._open.item] if self._open is not None else self._items
         has_answer = any(not isinstance(item, Reasoning) for item in items)
-        return [] if has_answer else self._write_message(self._blank)
+        return [] if has_answer else self._write_message(self._blank, self._blank_tokens)
 
     # --- items
 
@@ -160,28 +165,34 @@ class ResponseBuilder:
         current = self._current(text)
         return [*events, ReasoningDelta(current.item.id, current.index, 0, text, self._number())]
 
-    def _say(self, text: str) -> list[Event]:
-        is_message = self._open is not None and isinstance(self._open.item, OutputMessage)
-        if not is_message:
-            text, self._blank = self._blank + text, ""
-            if text.isspace():
-                self._blank = text
+    def _say(self, text: str, tokens: Sequence[ToldToken]) -> list[Event]:
+        if self._open is None or not isinstance(self._open.item, OutputMessage):
+            self._blank += text
+            self._blank_tokens += tokens
+            if not self._blank.strip():
                 return []
-        return self._write_message(text)
+            text, tokens = self._blank, self._blank_tokens
+            self._drop_blank()
+        return self._write_message(text, tokens)
 
-    def _write_message(self, text: str) -> list[Event]:
+    def _drop_blank(self) -> None:
+        self._blank, self._blank_tokens = "", []
+
+    def _write_message(self, text: str, tokens: Sequence[ToldToken]) -> list[Event]:
         events: list[Event] = []
         if self._open is None or not isinstance(self._open.item, OutputMessage):
             events = self._begin(OutputMessage(new_item_id("message"), IN_PROGRESS), OutputText(""))
         current = self._current(text)
-        if text:
-            events.append(OutputTextDelta(current.item.id, current.index, 0, text, (), self._number()))
+        current.tokens += tokens
+        if text or tokens:
+            number, logprobs = self._number(), delta_logprobs(tokens)
+            events.append(OutputTextDelta(current.item.id, current.index, 0, text, logprobs, number))
         return events
 
     def _call(self, call: CallPiece) -> list[Event]:
         events: list[Event] = []
         if call.id is not None:
-            self._blank = ""
+            self._drop_blank()
             events = self._begin(FunctionCall(new_item_id("function_call"), IN_PROGRESS, call.id, call.name or ""))
         if call.arguments:
             current = self._current(call.arguments)
@@ -205,10 +216,10 @@ class ResponseBuilder:
         """The item that is open, if there is one."""
         if self._open is None:
             return []
-        item, index = self._whole(self._open, status), self._open.index
+        closed, self._open = self._open, None
+        item = self._whole(closed, status)
         self._items.append(item)
-        self._open = None
-        return self._told(item, index) if tell else []
+        return self._told(item, closed) if tell else []
 
     def _whole(self, current: _Open, status: str) -> OutputItem:
         text = current.text
@@ -220,10 +231,13 @@ class ResponseBuilder:
                 content = (ReasoningText(text),)
                 return msgspec.structs.replace(thought, status=status, content=content, encrypted_content=sealed)
             case message:
-                return msgspec.structs.replace(message, status=status, content=(OutputText(text),))
+                return msgspec.structs.replace(
+                    message, status=status, content=(OutputText(text, logprobs=response_logprobs(current.tokens)),)
+                )
 
-    def _told(self, item: OutputItem, index: int) -> list[Event]:
+    def _told(self, item: OutputItem, closed: _Open) -> list[Event]:
         events: list[Event]
+        index = closed.index
         match item:
             case FunctionCall():
                 events = [ArgumentsDone.of(item, index, self._number())]
@@ -234,7 +248,7 @@ class ResponseBuilder:
                 ]
             case OutputMessage(content=(part,)):
                 events = [
-                    OutputTextDone(item.id, index, 0, part.text, (), self._number()),
+                    OutputTextDone(item.id, index, 0, part.text, delta_logprobs(closed.tokens), self._number()),
                     ContentPartDone(item.id, index, 0, part, self._number()),
                 ]
             case _:

@@ -50,6 +50,7 @@ class ChatOfResponse(ChatCompletionRequest):
             "reasoning_effort": "reasoning.effort",
             "max_tokens": "max_output_tokens",
             "max_completion_tokens": "max_output_tokens",
+            "logprobs": "include",
         }
     )
 
@@ -120,6 +121,8 @@ def _sampled(request: AnswerFields) -> dict[str, Any]:
     return {
         **{name: getattr(request, name) for name in _SAME_NAME},
         "max_completion_tokens": request.max_output_tokens,
+        "logprobs": True if request.tells_logprobs else None,
+        "top_logprobs": request.top_logprobs,
         "is_background": bool(request.background),
     }
 

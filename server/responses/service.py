@@ -15,6 +15,7 @@ from server.pipeline import Pipeline
 from server.reachable import database_reached
 from server.responses.answer import ResponseBuilder
 from server.responses.asking import chat_of, fitted, own_names
+from server.responses.compacting import FEATURE, ID_PREFIX, CompactedAnswer, summarizing
 from server.responses.conversation import Message, Reading, messages_of
 from server.responses.local import Conversation, LocalConversations
 from server.responses.opening import opening_body
@@ -26,9 +27,13 @@ from server.store.responses import Responses, StoredResponse
 from server.wire.common import new_id
 from server.wire.response_body import LIVE
 from server.wire.response_items import Item, ItemReference, kept
-from server.wire.responses import ENCRYPTED_REASONING, AnswerFields, ConversationFields, ResponsesRequest
-
-FEATURE, ID_PREFIX = "responses", "resp_"
+from server.wire.responses import (
+    ENCRYPTED_REASONING,
+    AnswerFields,
+    CompactRequest,
+    ConversationFields,
+    ResponsesRequest,
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -104,6 +109,12 @@ class ResponsesService:
         asked = await self.read(caller, request)
         with own_names():
             return await self._pipeline.count_tokens(caller, chat_of(request, asked.messages))
+
+    async def compact(self, caller: Caller, request: CompactRequest) -> CompactedAnswer:
+        """Raises APIError; nothing is held yet."""
+        asked = await self.read(caller, request)
+        generation = await summarizing(self._pipeline, caller, request.model, asked.messages)
+        return CompactedAnswer(generation, asked.messages, self.seal(caller))
 
     # --- what there is to read
 

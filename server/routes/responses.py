@@ -24,8 +24,15 @@ from server.services import Services
 from server.wire.answers import answers
 from server.wire.body import read_query
 from server.wire.common import encode
-from server.wire.response_body import LIVE, Deleted, InputTokens, ItemList, ResponseBody
-from server.wire.responses import InputItemsQuery, InputTokensRequest, ResponseFrame, ResponsesRequest, RetrieveQuery
+from server.wire.response_body import LIVE, CompactedResponse, Deleted, InputTokens, ItemList, ResponseBody
+from server.wire.responses import (
+    CompactRequest,
+    InputItemsQuery,
+    InputTokensRequest,
+    ResponseFrame,
+    ResponsesRequest,
+    RetrieveQuery,
+)
 from server.wire.takes import takes
 
 router = APIRouter()
@@ -39,9 +46,8 @@ CANCEL_PATIENCE = 5.0  # seconds until a cancelled response is told of as it is
 async def create(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
         body = await read(request, ResponsesRequest, services)
-        if body.background:
-            caller = replace(caller, read_timeout=None)  # it does not wait
-        prepared = await services.responses.prepare(caller, body)
+        asking = replace(caller, read_timeout=None) if body.background else caller  # that one does not wait
+        prepared = await services.responses.prepare(asking, body)
     if body.background:
         return await _background(prepared, body, caller, services)
     if body.stream:
@@ -71,6 +77,15 @@ async def count(request: Request, caller: CurrentCaller, services: CurrentServic
         body = await read(request, InputTokensRequest, services)
         tokens = await services.responses.count_tokens(caller, body)
     return _json(encode(InputTokens(tokens)), await services.entitlement.headers(caller.principal))
+
+
+@router.post("/v1/responses/compact")
+@takes(CompactRequest)
+@answers(CompactedResponse)
+async def compact(request: Request, caller: CurrentCaller, services: CurrentServices) -> Response:
+    async with limit_headers_on_errors(caller.principal, services):
+        body = await read(request, CompactRequest, services)
+        return await services.responses.compact(caller, body)
 
 
 @router.get("/v1/responses/{response_id}")

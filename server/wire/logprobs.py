@@ -29,6 +29,34 @@ class ChoiceLogprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
+class ResponseTopLogprob(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ResponseLogprob(msgspec.Struct, frozen=True):
+    """Of an output text of `/v1/responses`."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[ResponseTopLogprob]
+
+
+class DeltaTopLogprob(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+
+
+class DeltaLogprob(msgspec.Struct, frozen=True):
+    """The same in an event, which has no bytes."""
+
+    token: str
+    logprob: float
+    top_logprobs: list[DeltaTopLogprob]
+
+
 class LegacyLogprobs(msgspec.Struct, frozen=True):
     """Of every token, the prompt's too where it is echoed, and the one that ended the answer."""
 
@@ -51,6 +79,24 @@ def _content_token(told: ToldToken) -> TokenLogprob:
 def _top_logprob(token: LikelyToken) -> TopLogprob:
     text = token.escaped if token.text is None else token.text
     return TopLogprob(text, token.logprob or 0.0, list(token.data) or None)
+
+
+def response_logprobs(tokens: Sequence[ToldToken]) -> tuple[ResponseLogprob, ...]:
+    return tuple(
+        ResponseLogprob(one.token, one.logprob, one.bytes or [], [_response_top(top) for top in one.top_logprobs])
+        for one in map(_content_token, tokens)
+    )
+
+
+def _response_top(top: TopLogprob) -> ResponseTopLogprob:
+    return ResponseTopLogprob(top.token, top.logprob, top.bytes or [])
+
+
+def delta_logprobs(tokens: Sequence[ToldToken]) -> tuple[DeltaLogprob, ...]:
+    return tuple(
+        DeltaLogprob(one.token, one.logprob, [DeltaTopLogprob(top.token, top.logprob) for top in one.top_logprobs])
+        for one in map(_content_token, tokens)
+    )
 
 
 def legacy_logprobs(tokens: Sequence[ToldToken] | None) -> LegacyLogprobs | None:

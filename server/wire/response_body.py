@@ -8,6 +8,7 @@ import msgspec
 
 from engines.types import Usage
 from server.errors import APIError, InvalidRequest, RateLimited
+from server.wire.logprobs import ResponseLogprob
 from server.wire.response_items import Item
 
 COMPLETED, INCOMPLETE, FAILED, CANCELLED = "completed", "incomplete", "failed", "cancelled"
@@ -20,7 +21,7 @@ _UNSET = msgspec.UNSET
 class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
     text: str
     annotations: tuple[()] = ()
-    logprobs: tuple[Any, ...] = ()
+    logprobs: tuple[ResponseLogprob, ...] = ()
 
 
 class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):

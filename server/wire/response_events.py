@@ -9,6 +9,7 @@ import msgspec
 
 from server.errors import APIError
 from server.wire.common import encode
+from server.wire.logprobs import DeltaLogprob
 from server.wire.response_body import (
     FunctionCall,
     OutputItem,
@@ -84,7 +85,7 @@ class OutputTextDelta(msgspec.Struct, frozen=True, tag_field="type", tag="respon
     output_index: int
     content_index: int
     delta: str
-    logprobs: tuple[Any, ...]
+    logprobs: tuple[DeltaLogprob, ...]
     sequence_number: int
 
 
@@ -93,7 +94,7 @@ class OutputTextDone(msgspec.Struct, frozen=True, tag_field="type", tag="respons
     output_index: int
     content_index: int
     text: str
-    logprobs: tuple[Any, ...]
+    logprobs: tuple[DeltaLogprob, ...]
     sequence_number: int
 
 

@@ -26,6 +26,7 @@ from server.wire.sampling import (
     ENGINE_HAS_IT,
     ENGINE_NEUTRAL,
     Fraction,
+    GenerationFields,
     Metadata,
     ModelName,
     Penalty,
@@ -46,7 +47,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "context_management": ([],),
     "access_programs": (),
     "image": ({"context_compression": "auto"}, {"context_compression": "disabled"}),
-    "top_logprobs": (0,),
     "personality": (),
 }
 
@@ -200,6 +200,7 @@ class ResponsesRequest(AnswerFields):
         dict(AnswerFields.WHERE)
         | dict.fromkeys(sorted(ENGINE_NEUTRAL), ENGINE_HAS_IT)
         | {"chat_template_kwargs": "the model's template has such variables"}
+        | {"top_logprobs": GenerationFields.WHERE["top_logprobs"]}
     )
 
     max_output_tokens: TokenCount | None = None
@@ -247,13 +248,15 @@ class ResponsesRequest(AnswerFields):
     def obfuscates(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_obfuscation)
 
+    @property
+    def tells_logprobs(self) -> bool:
+        return self.includes(LOGPROBS) or bool(self.top_logprobs)
+
     def includes(self, what: str) -> bool:
         return what in (self.include or ())
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.includes(LOGPROBS):
-            raise UnsupportedParameter("include", f"Unsupported value: 'include' can't have '{LOGPROBS}'.")
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
         if self.background and not self.is_stored:

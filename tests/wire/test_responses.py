@@ -105,6 +105,19 @@ def test_stream(sdk: openai.OpenAI) -> None:
     assert last.response.usage.output_tokens == 8
 
 
+def test_logprobs(sdk: openai.OpenAI) -> None:
+    asked: Any = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    made = create(sdk, **asked)
+    part: Any = made.output[0].content[0]  # type: ignore[union-attr, index]
+    assert b"".join(bytes(token.bytes) for token in part.logprobs).decode() == made.output_text
+    assert {len(token.top_logprobs) for token in part.logprobs} == {2}
+    events = list(sdk.responses.create(model="echo", input="hello", max_output_tokens=8, stream=True, **asked))
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    told = [(token.token, token.logprob) for event in deltas for token in event.logprobs]
+    assert told == [(token.token, token.logprob) for token in part.logprobs]
+    assert create(sdk).output[0].content[0].logprobs == []  # type: ignore[union-attr, index]
+
+
 def test_frames(http: httpx.Client) -> None:
     """Named as their types, ended by [DONE]; deltas padded where that is asked for."""
     body = {"model": "echo", "input": "hello", "max_output_tokens": 8, "stream": True}
@@ -125,7 +138,6 @@ def test_frames(http: httpx.Client) -> None:
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
     ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
-    ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter"),
     ({"text": {"verbosity": "low"}}, "text.verbosity", "unsupported_parameter"),
     ({"text": {"format": {"type": "json_object"}}}, "text.format", "unsupported_parameter"),
     ({"tools": [{"type": "web_search"}]}, "tools.0", "invalid_value"),
@@ -337,3 +349,33 @@ def test_input_tokens(sdk: openai.OpenAI) -> None:
     made = create(sdk, "one")
     longer = sdk.responses.input_tokens.count(model="echo", input="two", previous_response_id=made.id)
     assert longer.input_tokens == len("one" + made.output_text + "two")
+
+
+# -- compaction ------------------------------------------------------------------------------------------------
+
+
+def test_a_compacted_conversation_goes_on(sdk: openai.OpenAI, other: openai.OpenAI) -> None:
+    first = create(sdk, "launch on Tuesday")
+    compacted = sdk.responses.compact(model="echo", input="and tell support", previous_response_id=first.id)
+    assert (compacted.object, compacted.id[:5]) == ("response.compaction", "resp_")
+    assert compacted.usage.output_tokens > 0
+    (item,) = compacted.output
+    assert item.type == "compaction"
+    asked: Any = [item.to_dict(), {"role": "user", "content": "when?"}]
+    counted = sdk.responses.input_tokens.count(model="echo", input=asked)
+    assert counted.input_tokens > len("launch on Tuesdayand tell supportwhen?") + compacted.usage.output_tokens
+    assert create(sdk, asked).usage is not None
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(other, asked)
+    assert caught.value.code == "invalid_encrypted_content"
+
+
+def test_a_conversation_that_is_too_long_is_compacted_from_its_latest(sdk: openai.OpenAI) -> None:
+    items: Any = [{"role": "user", "content": f"{i:04}" * 10} for i in range(500)]
+    compacted = sdk.responses.compact(model="echo@2", input=items)
+    assert 3000 < compacted.usage.input_tokens < 4096
+
+
+def test_compaction_needs_a_model(http: httpx.Client) -> None:
+    answer = http.post("/v1/responses/compact", json={"input": "x"})
+    assert check_error(answer, 400, "missing_required_parameter")["param"] == "model"

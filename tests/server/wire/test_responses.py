@@ -49,7 +49,8 @@ def test_null_is_silence(name: str) -> None:
 
 VALID: list[dict[str, Any]] = [
     {"truncation": "auto"}, {"service_tier": "flex"}, {"metadata": {"k": "v"}}, {"max_tool_calls": 0},
-    {"text": {"format": {"type": "text"}, "verbosity": "medium"}}, {"store": False}, {"top_logprobs": 0},
+    {"text": {"format": {"type": "text"}, "verbosity": "medium"}}, {"store": False}, {"top_logprobs": 20},
+    {"include": ["message.output_text.logprobs"]},
     {"stream": True, "stream_options": {"include_obfuscation": True}}, {"background": True},
     {"include": ["reasoning.encrypted_content", "code_interpreter_call.outputs"]},
     {"reasoning": {"effort": "low", "summary": "auto"}}, {"image": {"context_compression": "disabled"}},
@@ -70,7 +71,7 @@ def test_neutral_values_are_accepted(name: str, value: Any) -> None:
 
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("conversation", "conv_1"), ("prompt", {"id": "p"}), ("moderation", {"model": "m"}), ("top_logprobs", 3),
+    ("conversation", "conv_1"), ("prompt", {"id": "p"}), ("moderation", {"model": "m"}),
     ("context_management", [{"type": "compaction"}]), ("access_programs", {"cyber": "standard"}),
     ("image", {"context_compression": "enabled"}),
 ]  # fmt: skip
@@ -93,7 +94,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 3}, "temperature"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
     ({"include": ["everything"]}, "include.0"),
-    ({"include": ["message.output_text.logprobs"]}, "include"),
+    ({"top_logprobs": 21}, "top_logprobs"),
     ({"reasoning": {"context": "all_turns"}}, "reasoning.context"),
     ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
     ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
