@@ -226,7 +226,8 @@ class Choice:
     def _end_without_engine(self) -> FinishReason | None:
         """An engine may give its last token before it says that it was the last."""
         is_full = bool(self.token_ids) and len(self.token_ids) >= self.prompt.sampling.max_tokens
-        return FinishReason.LENGTH if is_full else None
+        is_told = self.prompt.only_prompt and self.has_output
+        return FinishReason.LENGTH if is_full or is_told else None
 
     def begin_again(self) -> None:
         """What the failed engine gave is dropped, and charged to nobody."""

@@ -126,6 +126,14 @@ async def test_the_prompt_alone(streamed: bool) -> None:
     await house.check_nothing_left()
 
 
+async def test_the_prompt_alone_from_an_engine_that_dies_with_it() -> None:
+    house = House(PaperWorker(dies_with=[0]), others=(PaperWorker(),))
+    sampling = {"max_tokens": 1, "prompt_logprobs": 1, **TOLD}
+    assert await read(house.generation(echo=WORDS, only_prompt=True, sampling=sampling)) == WORDS
+    assert not house.others[0].requests
+    await house.check_nothing_left()
+
+
 # --- an engine that dies
 
 
