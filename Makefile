@@ -10,7 +10,7 @@ SBIN := :/usr/sbin
 # A file that a failed line left behind would pass for a made one.
 .DELETE_ON_ERROR:
 
-.PHONY: setup serve test test-servers test-triton lint format docs bench bench-triton soak train clean
+.PHONY: setup serve test test-servers test-triton test-clients lint format docs bench bench-triton soak train clean
 
 setup: .venv/.installed
 
@@ -32,6 +32,7 @@ serve: setup $(DATA)/dev-key
 
 test: setup test-servers
 	@$(MAKE) --no-print-directory .triton/.installed || echo "No Triton server here: its tests are skipped."
+	@$(MAKE) --no-print-directory .clients/.installed || echo "No clients of others here: their tests are skipped."
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # Servers that tests start for themselves, on ports of their own. Root gets what is missing from Debian's or Ubuntu's
@@ -58,6 +59,19 @@ TRITON := nvidia-pytriton==0.7.0
 
 test-triton: setup .triton/.installed
 	$(BIN)/python -m pytest -m triton $(ARGS)
+
+# Other people's clients, in an environment of their own, since their dependencies are not ours. About a minute, once.
+DROP_IN := tests/drop_in
+.clients/.installed: $(DROP_IN)/requirements.txt $(DROP_IN)/package.json | setup
+	$(BIN)/python -m venv .clients
+	.clients/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --no-deps -r $(DROP_IN)/requirements.txt
+	@cp $(DROP_IN)/package.json .clients && cd .clients && { ! command -v npm >/dev/null || \
+		npm install --silent --no-audit --no-fund --no-package-lock --fetch-retries 1; } || \
+		echo "The clients in JavaScript can't be installed: their tests are skipped."
+	@touch $@
+
+test-clients: setup .clients/.installed
+	$(BIN)/python -m pytest $(DROP_IN) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -94,4 +108,4 @@ train: setup
 	$(BIN)/python models/train_tiny_chat.py $(if $(CORPORA),--corpora $(CORPORA)) $(ARGS)
 
 clean:
-	rm -rf .venv .triton .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .triton .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis
