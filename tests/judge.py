@@ -39,6 +39,8 @@ EXTENSIONS = frozenset({
 })  # fmt: skip
 # Events that the SDK knows and the schemas don't yet.
 UNKNOWN_TO_SCHEMAS = frozenset({"response.steer.failed"})
+# Keys that the schemas require and the SDK's types leave out, by the event.
+REQUIRED_BY_SCHEMAS = frozenset({("response.function_call_arguments.done", "name")})
 # Of OpenAI's lists, which the SDK's type of a page leaves out.
 OF_A_PAGE = frozenset({"object", "first_id", "last_id"})
 # What OpenAI's own answers do against its schemas; clients count on it.
@@ -244,7 +246,8 @@ def _unknown(node: Any, path: str) -> Iterator[str]:
     """The keys that no type of the SDK has."""
     if isinstance(node, BaseModel):
         allowed = EXTENSIONS | OF_A_PAGE if isinstance(node, SyncCursorPage) else EXTENSIONS
-        yield from (f"{path}{key}" for key in (node.model_extra or {}) if key not in allowed)
+        extra = [key for key in node.model_extra or {} if (getattr(node, "type", None), key) not in REQUIRED_BY_SCHEMAS]
+        yield from (f"{path}{key}" for key in extra if key not in allowed)
         for key in node.model_fields_set - (node.model_extra or {}).keys():
             yield from _unknown(getattr(node, key), f"{path}{key}.")
     elif isinstance(node, list):

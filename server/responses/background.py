@@ -151,7 +151,7 @@ class Background:
         self._runs.pop(run.id, None)
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a response in the background ended in %r", error)
+            log.error("a response in the background ended in %s", type(error).__name__)
 
     def find(self, account_id: str, response_id: str) -> Run | None:
         run = self._runs.get(response_id)

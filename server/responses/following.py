@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from starlette.responses import Response
@@ -95,8 +95,18 @@ class StoredSource:
 class FollowedResponse(Response):
     """Server-sent events of a source, to their end."""
 
-    def __init__(self, source: Source, after: int, *, obfuscate: bool, keep_alive: float, write_timeout: float) -> None:
+    def __init__(
+        self,
+        source: Source,
+        after: int,
+        headers: Mapping[str, str],
+        *,
+        obfuscate: bool,
+        keep_alive: float,
+        write_timeout: float,
+    ) -> None:
         super().__init__()
+        self._raw = EVENT_STREAM_HEADERS | dict(headers)
         self._source = source
         self._after = after
         self._obfuscate = obfuscate
@@ -106,7 +116,7 @@ class FollowedResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with contextlib.suppress(SlowReader):
             async with ClientWatch(receive):
-                raw = [(name.encode(), value.encode()) for name, value in EVENT_STREAM_HEADERS.items()]
+                raw = [(name.encode(), value.encode()) for name, value in self._raw.items()]
                 await send({"type": "http.response.start", "status": 200, "headers": raw})
                 await self._follow(send)
                 await in_time(self._write_timeout, send({"type": "http.response.body", "body": b""}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fastapi import APIRouter
@@ -21,6 +22,7 @@ from server.responses.telling import ResponseEvents
 from server.responses.whole import WholeResponse
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, patience_of, read, stream
 from server.services import Services
+from server.store.responses import StoredResponse
 from server.wire.answers import answers
 from server.wire.body import read_query
 from server.wire.common import encode
@@ -59,13 +61,24 @@ async def create(request: Request, caller: CurrentCaller, services: CurrentServi
 async def _background(prepared: Prepared, body: ResponsesRequest, caller: Caller, services: Services) -> Response:
     run = await services.background.start(prepared)
     if body.stream:
-        return _followed(RunSource(run, -1), -1, caller, services, obfuscate=body.obfuscates)
+        headers = prepared.generation.headers
+        return _followed(RunSource(run, -1), -1, caller, services, obfuscate=body.obfuscates, headers=headers)
     return _json(encode(run.opened), prepared.generation.headers)
 
 
-def _followed(source: Source, after: int, caller: Caller, services: Services, *, obfuscate: bool) -> Response:
+def _followed(
+    source: Source,
+    after: int,
+    caller: Caller,
+    services: Services,
+    *,
+    obfuscate: bool,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
     keep_alive, write_timeout = patience_of(caller, services)
-    return FollowedResponse(source, after, obfuscate=obfuscate, keep_alive=keep_alive, write_timeout=write_timeout)
+    return FollowedResponse(
+        source, after, headers or {}, obfuscate=obfuscate, keep_alive=keep_alive, write_timeout=write_timeout
+    )
 
 
 @router.post("/v1/responses/input_tokens")
@@ -98,12 +111,19 @@ async def retrieve(response_id: str, request: Request, caller: CurrentCaller, se
     if not query.stream:
         return _json(stored.body.encode())
     after = -1 if query.starting_after is None else query.starting_after
-    run = services.background.find(stored.account_id, stored.id)
-    if run is not None:
-        source: Source = RunSource(run, after)
-    else:
-        source = StoredSource(services.store.responses, stored, after, lambda: services.draining)
+    source = await _source(stored, after, services)
     return _followed(source, after, caller, services, obfuscate=query.include_obfuscation)
+
+
+async def _source(stored: StoredResponse, after: int, services: Services) -> Source:
+    if (run := services.background.find(stored.account_id, stored.id)) is not None:
+        return RunSource(run, after)
+    store = services.store.responses
+    with database_reached():
+        if stored.status not in LIVE and not await store.has_events(stored.id):
+            message = "This response was made whole: only one that was streamed, or in the background, has a stream."
+            raise InvalidRequest(message, param="stream")
+    return StoredSource(store, stored, after, lambda: services.draining)
 
 
 @router.delete("/v1/responses/{response_id}")

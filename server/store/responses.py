@@ -112,6 +112,11 @@ class Responses:
             if number > sequence_number
         ]
 
+    async def has_events(self, response_id: str) -> bool:
+        query = select(ResponseEventsRow.first).where(ResponseEventsRow.response_id == response_id).limit(1)
+        async with self._database.read() as session:
+            return await session.scalar(query) is not None
+
     async def inputs(
         self, account_id: str, response_id: str, *, after: str | None = None, limit: int = 20, descending: bool = False
     ) -> list[Item] | None:

@@ -224,6 +224,15 @@ def test_a_stream_is_stored_with_its_events(sdk: openai.OpenAI) -> None:
     assert [event.to_dict() for event in rest] == [event.to_dict() for event in events[6:]]
 
 
+def test_one_that_was_made_whole_has_no_stream(sdk: openai.OpenAI) -> None:
+    made = create(sdk)
+    with pytest.raises(openai.BadRequestError):
+        sdk.responses.retrieve(made.id, stream=True)
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.responses.retrieve(made.id, starting_after=1)
+    assert caught.value.param == "starting_after"
+
+
 def test_a_conversation_goes_on(sdk: openai.OpenAI) -> None:
     first = create(sdk, "one", instructions="not carried over")
     second = create(sdk, "two", previous_response_id=first.id)
