@@ -106,6 +106,18 @@ class Authenticator:
         self._used[principal.key_id] = now
         return principal
 
+    async def still_valid(self, key_id: str) -> Principal | None:
+        """Whose key this is, asked anew: for work that goes on after its request. None: it is good for nothing any
+        more. Raises `Overloaded` when that can't be told."""
+        try:
+            async with asyncio.timeout(self._store_timeout):
+                credential = await self._source.find_by_id(key_id)
+        except _UNAVAILABLE as error:
+            raise _unavailable() from error
+        principal = _judge(credential, credential.digest) if credential is not None else None
+        expired = principal is not None and principal.expires_at is not None and principal.expires_at <= self._now()
+        return None if expired else principal
+
     def invalidate(self, key_id: str) -> None:
         """A key was changed or revoked here: the next request that presents it asks the database."""
         self._forget(lambda principal: principal.key_id == key_id)

@@ -8,8 +8,10 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from server.app import create_app
 from server.http_protocol import BoundedHTTPProtocol
@@ -71,9 +73,11 @@ class Gateway(uvicorn.Server):
 
 async def answer(services: Services, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     """Until a signal ends it. Raises AddressError."""
-    gateway = Gateway(uvicorn_config(services.settings, services), services, on_ready)
-    await gateway.serve([listener])
-    await gateway.cancel_the_rest()
+    config = uvicorn_config(services.settings, services)
+    gateway = Gateway(config, services, on_ready)
+    async with services.batches.running(cast(ASGIApp, config.app)):
+        await gateway.serve([listener])
+        await gateway.cancel_the_rest()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 from quota.ledger import Ledger
 from server.auth import Authenticator
+from server.batches.runner import BatchRunner
 from server.cache.cache import ResponseCache
 from server.cache.stores import open_store
 from server.entitlement import Entitlement
@@ -63,6 +64,7 @@ class Services:
     leases: LeaseKeeper
     metrics: Metrics
     control: ModelControl
+    batches: BatchRunner
     draining: bool = False
 
     @property
@@ -76,6 +78,7 @@ class Services:
     async def drain(self) -> None:
         """Refuse new work, wait for what runs, end what takes too long in an error."""
         self.draining = True
+        await self.batches.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.timeouts.drain):
                 await self.leases.wait_until_idle()
@@ -211,6 +214,7 @@ def _assemble(
         leases=leases,
         metrics=metrics,
         control=control,
+        batches=BatchRunner(records.store, records.authenticator, router, settings),
     )
     return services
 

@@ -199,6 +199,12 @@ class ResponseSettings(_Section):
     keep_days: Annotated[float, Field(gt=0, le=36500)] = 30  # that /v1/responses keeps what it stores
 
 
+class BatchSettings(_Section):
+    concurrent_lines: Annotated[int, Field(ge=1, le=1024)] = 16  # of one batch
+    concurrent_batches: Annotated[int, Field(ge=1, le=64)] = 4  # of one account, over all gateways
+    line_timeout: Seconds = 3600  # of one attempt at one line
+
+
 class _QuotaTable(_Section):
     max_gateways: Annotated[int, Field(ge=1)] = 4
     when_redis_is_away: Literal["share", "closed", "open"] = "share"
@@ -216,6 +222,7 @@ class _Document(_Section):
     timeouts: TimeoutSettings = TimeoutSettings()
     limits: LimitSettings = LimitSettings()
     files: FileSettings = FileSettings()
+    batches: BatchSettings = BatchSettings()
     cache: CacheSettings = CacheSettings()
     responses: ResponseSettings = ResponseSettings()
 
@@ -248,6 +255,7 @@ class Settings:
     timeouts: TimeoutSettings
     limits: LimitSettings
     files: FileSettings
+    batches: BatchSettings
     cache: CacheSettings
     responses: ResponseSettings
     secrets: Secrets
@@ -392,6 +400,7 @@ def _settings(document: _Document, quota: QuotaSettings, secrets: Secrets, warni
         timeouts=document.timeouts,
         limits=document.limits,
         files=document.files,
+        batches=document.batches,
         cache=document.cache,
         responses=document.responses,
         secrets=secrets,

@@ -19,6 +19,7 @@ from server.cache.wish import HEADER, wish_of
 from server.entitlement import quota_unavailable
 from server.errors import APIError
 from server.generation import Generation
+from server.inner import inner_of
 from server.job import Caller
 from server.reachable import DATABASE_FAULTS, database_away
 from server.request_id import request_id_of
@@ -42,7 +43,11 @@ CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
 
 
 def current_caller(request: Request, principal: CurrentPrincipal) -> Caller:
+    inner = inner_of(request)
     return Caller(
+        features=inner.features if inner else frozenset(),
+        priority=inner.priority if inner else 0,
+        total_timeout=inner.total_timeout if inner else None,
         principal=principal,
         request_id=request_id_of(request),
         endpoint=request.scope["path"],

@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from server import uploads
 from server.auth import Principal
-from server.errors import NotFound
+from server.errors import Conflict, NotFound
 from server.routes.common import CurrentPrincipal, CurrentServices, store_is_there
 from server.services import Services
 from server.store.records import StoredFile
@@ -71,6 +71,9 @@ async def content(file_id: str, principal: CurrentPrincipal, services: CurrentSe
 @router.delete("/{file_id}")
 @answers(FileDeleted)
 async def delete(file_id: str, principal: CurrentPrincipal, services: CurrentServices) -> Response:
+    if await services.store.files.is_in_use(file_id) and await services.store.files.get(principal.account_id, file_id):
+        message = "A batch that is not over reads this file: cancel it first."
+        raise Conflict(message, code="file_in_use", headers={"x-should-retry": "false"})
     if not await services.store.files.delete(principal.account_id, file_id):
         raise no_such_file(file_id)
     return _json(FileDeleted(id=file_id))

@@ -1,10 +1,11 @@
-"""Durable records: accounts, keys, plans, usage, files, settings. SQLite by default, PostgreSQL by URL."""
+"""Durable records: accounts, keys, plans, usage, files, batches, settings. SQLite by default, PostgreSQL by URL."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from server.store.accounts import Accounts
+from server.store.batches import Batches
 from server.store.database import Database
 from server.store.errors import NameTaken, StoreError
 from server.store.files import Files
@@ -28,6 +29,7 @@ class Store:
     usage: UsageLog
     files: Files
     responses: Responses
+    batches: Batches
     settings: KeptSettings
 
     @classmethod
@@ -42,6 +44,7 @@ class Store:
             usage=UsageLog(database),
             files=Files(database),
             responses=Responses(database),
+            batches=Batches(database),
             settings=KeptSettings(database),
         )
 

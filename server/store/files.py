@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Exists, and_, delete, exists, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from server.store.database import Database
 from server.store.errors import StoreError
-from server.store.records import StoredFile, utc_now
-from server.store.tables import FileChunkRow, FileRow
+from server.store.records import BatchStatus, StoredFile, utc_now
+from server.store.tables import BatchRow, FileChunkRow, FileRow
 
 CHUNK_BYTES = 2**20
 ABANDONED = timedelta(minutes=10)  # an upload that nothing was added to for so long has lost its gateway
@@ -41,7 +42,7 @@ class Files:
         number."""
         now = utc_now()
         row = FileRow(
-            id=_new_id(),
+            id=timed_id("file-"),
             account_id=account_id,
             state=_State.UPLOADING.value,
             filename="",
@@ -86,6 +87,11 @@ class Files:
                 raise StoreError(f"{file_id} was deleted while it was read")
             yield chunk.data
 
+    async def is_in_use(self, file_id: str) -> bool:
+        """Whether a batch that is not over reads it."""
+        async with self._database.read() as session:
+            return bool(await session.scalar(select(_in_use(literal(file_id)))))
+
     async def delete(self, account_id: str, file_id: str) -> bool:
         """Whether there was such a file. Its space is free when this returns."""
         query = update(FileRow).where(*_visible(account_id), FileRow.id == file_id)
@@ -99,7 +105,7 @@ class Files:
     async def sweep(self) -> None:
         """Delete what has expired, what its gateway left unfinished, and what a deletion that was cut short left."""
         now = utc_now()
-        expired = and_(FileRow.state == _State.PROCESSED.value, FileRow.expires_at <= now)
+        expired = and_(FileRow.state == _State.PROCESSED.value, FileRow.expires_at <= now, ~_in_use(FileRow.id))
         abandoned = and_(FileRow.state == _State.UPLOADING.value, FileRow.touched_at < now - ABANDONED)
         async with self._database.write() as session:
             await session.execute(update(FileRow).where(or_(expired, abandoned)).values(state=_State.DELETED.value))
@@ -190,14 +196,19 @@ class FileWriter:
             raise AccountFull(f"{self._account_id} may keep {self._most} bytes")
 
 
-def _new_id() -> str:
+def timed_id(prefix: str) -> str:
     """Ids sort by time, to the microsecond, and can't be guessed."""
-    return f"file-{time.time_ns() // 1000:014x}{secrets.token_hex(12)}"
+    return f"{prefix}{time.time_ns() // 1000:014x}{secrets.token_hex(12)}"
 
 
 def _visible(account_id: str) -> tuple[ColumnElement[bool], ...]:
     unexpired = or_(FileRow.expires_at.is_(None), FileRow.expires_at > utc_now())
     return FileRow.account_id == account_id, FileRow.state == _State.PROCESSED.value, unexpired
+
+
+def _in_use(file_id: ColumnElement[str] | InstrumentedAttribute[str]) -> Exists:
+    over = [status.value for status in BatchStatus if status.is_over]
+    return exists().where(BatchRow.input_file_id == file_id, BatchRow.status.not_in(over))
 
 
 def _lock_of(account_id: str) -> int:

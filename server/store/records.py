@@ -1,6 +1,6 @@
 """The durable records as the rest of the server sees them: plain values, times in UTC."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from enum import StrEnum
@@ -148,6 +148,66 @@ class StoredFile:
     num_bytes: int
     created_at: datetime
     expires_at: datetime | None  # None: it is kept until it is deleted
+
+
+class BatchStatus(StrEnum):
+    VALIDATING = "validating"
+    FAILED = "failed"  # its file can't be run
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"  # its files are being written
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_over(self) -> bool:
+        return self in (self.FAILED, self.COMPLETED, self.EXPIRED, self.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class LineResult:
+    """One line of a batch that has run. `output` is what a file will have of it; the tokens are those of its usage."""
+
+    line: int
+    is_error: bool
+    output: bytes
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    id: str
+    account_id: str
+    key_id: str
+    endpoint: str
+    input_file_id: str
+    model: str | None  # of all lines, if they have one in common
+    status: BatchStatus
+    labels: Mapping[str, str] | None  # the client's metadata
+    output_seconds: int | None  # that its files are kept
+    errors: Sequence[Mapping[str, Any]] | None  # code, message, param, line
+    output_file_id: str | None
+    error_file_id: str | None
+    total: int
+    completed: int
+    failed: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    created_at: datetime
+    expires_at: datetime
+    in_progress_at: datetime | None
+    finalizing_at: datetime | None
+    completed_at: datetime | None
+    failed_at: datetime | None
+    expired_at: datetime | None
+    cancelling_at: datetime | None
+    cancelled_at: datetime | None
 
 
 def utc_now() -> datetime:

@@ -205,6 +205,55 @@ class ResponseEventsRow(Base):
     events: Mapped[str] = mapped_column(Text)
 
 
+class BatchRow(Base):
+    """`owner` is the gateway that runs it, as long as it renews `lease_until`."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index(None, "account_id", "id"), Index(None, "status", "lease_until"))
+
+    id: Mapped[str] = mapped_column(String(48), primary_key=True)
+    account_id: Mapped[str] = mapped_column(String(32))
+    key_id: Mapped[str] = mapped_column(String(32))
+    endpoint: Mapped[str] = mapped_column(String(128))
+    input_file_id: Mapped[str] = mapped_column(String(48), index=True)
+    model: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(String(16))
+    labels: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
+    output_seconds: Mapped[int | None] = mapped_column(Integer)
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    output_file_id: Mapped[str | None] = mapped_column(String(48))
+    error_file_id: Mapped[str | None] = mapped_column(String(48))
+    total: Mapped[int] = mapped_column(Integer)
+    completed: Mapped[int] = mapped_column(Integer)
+    failed: Mapped[int] = mapped_column(Integer)
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    reasoning_tokens: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    in_progress_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finalizing_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    failed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    expired_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    cancelling_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    cancelled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    owner: Mapped[str | None] = mapped_column(String(32))
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class BatchResultRow(Base):
+    """One line that has run, until all have and its result is in a file."""
+
+    __tablename__ = "batch_results"
+
+    batch_id: Mapped[str] = mapped_column(String(48), primary_key=True)
+    line: Mapped[int] = mapped_column(Integer, primary_key=True)
+    is_error: Mapped[bool] = mapped_column(Boolean)
+    output: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class SettingRow(Base):
     """A value that Penstock made for itself: the pepper of keys, the ids of the first ones."""
 
