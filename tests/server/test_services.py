@@ -13,6 +13,7 @@ import pytest
 
 from quota.ledger import Ledger
 from quota.levels import Dimension, Level
+from server.batches.runner import BatchRunner
 from server.errors import APIError
 from server.leases import LeaseKeeper
 from server.ledgers import open_embedded
@@ -42,6 +43,7 @@ class Holder:
 def services(leases: LeaseKeeper, drain: float = 30) -> Services:
     parts: dict[str, Any] = {field.name: None for field in fields(Services)}
     parts["registry"] = SimpleNamespace(deployments={})
+    parts["batches"] = BatchRunner(*[cast(Any, None)] * 4)
     parts["settings"] = SimpleNamespace(timeouts=TimeoutSettings(drain=drain))
     return Services(**parts | {"leases": leases, "draining": False})
 
