@@ -16,7 +16,6 @@ from server.store.records import LineResult, StoredBatch
 from server.wire.common import MAX_METADATA, RequestModel, at_most, encode
 from server.wire.files import LIFE_SECONDS
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations")
 MAX_LISTED = 100
 
 
@@ -27,7 +26,7 @@ class OutputExpiresAfter(RequestModel):
 
 class CreateBatch(RequestModel):
     input_file_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations"]
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/moderations"]
     completion_window: Literal["24h"]
     metadata: (
         Annotated[

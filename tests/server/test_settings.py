@@ -314,7 +314,6 @@ FILE_ERRORS = [
     (
         "[keys]",
         "keys: unknown key, expected one of server, models, routing, quota, filter, pii, timeouts, limits, files, "
-        "keys: unknown key, expected one of server, models, routing, quota, filter, pii, timeouts, limits, files, "
         "batches, cache, responses",
     ),
     ('[server]\nport = "80"', 'server.port: expected a valid integer, got "80"'),

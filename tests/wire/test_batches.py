@@ -63,6 +63,7 @@ ENDPOINTS: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/completions", {"model": "echo", "prompt": "hello", "max_tokens": 3}, "choices"),
     ("/v1/embeddings", {"model": "vectors", "input": ["a", "b"]}, "data"),
     ("/v1/moderations", {"input": HATED}, "results"),
+    ("/v1/responses", {"model": "echo", "input": "hello", "max_output_tokens": 16}, "output"),
 ]
 
 
