@@ -26,10 +26,10 @@ from server.routing import Router, serving
 from server.text.answer import AnswerStream
 from server.text.content_filter import ContentFilter
 from server.text.stream import TextStream
-from server.text.tokenizer import ByteTokenizer
+from server.text.tokenizer import ByteTokenizer, Tokenizer
 from server.wire.common import ResponseHead, new_id
 from server.wire.embeddings import MAX_REQUEST_TOKENS, EmbeddingRequest
-from server.wire.prompts import Prompt, check_token_prompt
+from server.wire.prompts import Pieces, Prompt, check_token_prompt
 from server.wire.rerank import Comparison, Side
 
 
@@ -61,14 +61,14 @@ class VectorPipeline:
 
     # --- tokens
 
-    def _encode(self, prompts: Sequence[Prompt], param: str, deployment: Deployment) -> list[TextRow]:
+    def _encode(self, prompts: Sequence[Prompt | Pieces], param: str, deployment: Deployment) -> list[TextRow]:
         single = len(prompts) == 1
         return [
             self._row(prompt, param if single else f"{param}.{index}", deployment)
             for index, prompt in enumerate(prompts)
         ]
 
-    def _row(self, prompt: Prompt, param: str, deployment: Deployment) -> TextRow:
+    def _row(self, prompt: Prompt | Pieces, param: str, deployment: Deployment) -> TextRow:
         tokenizer = deployment.tokenizer
         if isinstance(prompt, str):
             self._check_content(prompt, param)
@@ -77,9 +77,9 @@ class VectorPipeline:
         elif deployment.pii is not None:
             raise privacy.refuse_tokens(param)
         else:
-            check_token_prompt(prompt, deployment.limits.vocab_size, param)
-            self._check_content(tokenizer.decode(prompt), param)
-            ids = prompt
+            ids = _tokens(prompt, tokenizer)
+            check_token_prompt(ids, deployment.limits.vocab_size, param)
+            self._check_content(tokenizer.decode(ids), param)
         return _checked(TextRow(ids, len(ids)), param, deployment)
 
     def _encode_sides(self, comparison: Comparison, deployment: Deployment) -> list[TextRow]:
@@ -135,6 +135,12 @@ class VectorPipeline:
             include_usage=True,
         )
         return answering(job, self._resources)
+
+
+def _tokens(pieces: list[int] | Pieces, tokenizer: Tokenizer) -> list[int]:
+    """Strings become tokens where they stand, without special ones."""
+    parts = ([piece] if isinstance(piece, int) else tokenizer.encode(piece, False) for piece in pieces)
+    return [token for part in parts for token in part]
 
 
 def vectors_of(deployment: Deployment) -> VectorInfo:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, PlainValidator
 
 from engines.types import Usage
 from server.wire.common import RequestModel, ResponseHead, at_least, encode
-from server.wire.prompts import AnyForm, Prompt, prompts
+from server.wire.prompts import AnyMixedForm, Pieces, Prompt, mixed_prompts
 from server.wire.sampling import ModelName
 
 MAX_INPUTS = 2048  # as OpenAI
@@ -24,7 +24,9 @@ class EmbeddingRequest(RequestModel):
     WHERE: ClassVar[Mapping[str, str]] = {"dimensions": "the model is a Matryoshka one"}
 
     model: ModelName
-    input: Annotated[list[Prompt], PlainValidator(prompts(MAX_INPUTS), json_schema_input_type=AnyForm)]
+    input: Annotated[
+        list[Prompt | Pieces], PlainValidator(mixed_prompts(MAX_INPUTS), json_schema_input_type=AnyMixedForm)
+    ]
     dimensions: Annotated[int, AfterValidator(at_least(1))] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     user: str | None = None

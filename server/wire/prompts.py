@@ -1,4 +1,8 @@
-"""Prompts in OpenAI's four forms: a string, a list of strings, a list of token ids, a list of lists of token ids."""
+"""Prompts in OpenAI's four forms: a string, a list of strings, a list of token ids, a list of lists of token ids.
+
+As llama.cpp's clients have them, one list may hold prompts of both kinds, and for embeddings one input may be token
+ids and strings that follow each other.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,14 @@ from server.errors import InvalidRequest
 from server.wire.common import MAX_INT
 
 Prompt = str | list[int]
-AnyForm = str | list[str] | list[int] | list[list[int]]
+Pieces = list[int | str]
+AnyForm = str | list[int] | list[str | list[int]]
 """What a request may hold, for its schema."""
+AnyMixedForm = AnyForm | list[int | str]
 
 
 def prompts(most: int) -> Callable[[Any], list[Prompt]]:
-    """A pydantic validator that makes one list of all four forms, of at most so many prompts."""
+    """A pydantic validator that makes one list of all forms, of at most so many prompts."""
 
     def check(value: Any) -> list[Prompt]:
         if isinstance(value, str):
@@ -28,11 +34,27 @@ def prompts(most: int) -> Callable[[Any], list[Prompt]]:
         found = [value] if is_tokens(value) else value
         if len(found) > most:
             raise PydanticCustomError("too_many_prompts", "Expected at most {most} prompts", {"most": most})
-        if all(isinstance(prompt, str) for prompt in found) or all(map(is_tokens, found)):
+        if all(isinstance(prompt, str) or is_tokens(prompt) for prompt in found):
             return found
         raise _bad_prompt()
 
     return check
+
+
+def mixed_prompts(most: int) -> Callable[[Any], list[Prompt | Pieces]]:
+    """The same, where one list of token ids and strings is one prompt too."""
+    check_pure = prompts(most)
+
+    def check(value: Any) -> list[Prompt | Pieces]:
+        return [value] if _is_pieces(value) else [*check_pure(value)]
+
+    return check
+
+
+def _is_pieces(value: Any) -> bool:
+    if not isinstance(value, list) or set(map(type, value)) != {int, str}:
+        return False
+    return is_tokens([piece for piece in value if isinstance(piece, int)])
 
 
 def is_tokens(value: Any) -> bool:

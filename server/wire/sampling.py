@@ -60,7 +60,7 @@ class GenerationFields(RequestModel):
 
     PROMPT_PARAM: ClassVar[str]  # the field that a too long prompt is blamed on
     PROMPT_NOUN: ClassVar[str]
-    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"user", "metadata"})
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"user", "metadata", "id_slot", "cache_prompt"})
     WHERE: ClassVar[Mapping[str, str]] = {
         "logprobs": f"{TELLS_LOGPROBS}, and no terms or personal data are masked",
         "top_logprobs": f"{TELLS_LOGPROBS}, and no terms or personal data are masked",
@@ -103,6 +103,9 @@ class GenerationFields(RequestModel):
     metadata: Metadata | None = None
     n: Annotated[int, AfterValidator(within(1, MAX_CHOICES))] | None = None
     priority: Annotated[int, AfterValidator(at_least(0))] | None = None  # nobody pushes to the front
+    # llama.cpp's: where a prompt is computed, and whether anew. The answer is the same.
+    id_slot: int | None = None
+    cache_prompt: bool | None = None
     # Of vLLM, refused unless neutral: see NEUTRAL.
     prompt_logprobs: Any = None
     return_token_ids: Any = None

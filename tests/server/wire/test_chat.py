@@ -31,6 +31,7 @@ from server.wire.common import NEUTRAL, Answer, ResponseHead
 HELLO = [{"role": "user", "content": "hello"}]
 EXTRA_BODY = {
     "top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids", "chat_template_kwargs",
+    "id_slot", "cache_prompt",
     "priority", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids",
 }  # fmt: skip
 

@@ -26,6 +26,8 @@ EXTRA_BODY = {
     "top_k",
     "min_p",
     "repetition_penalty",
+    "id_slot",
+    "cache_prompt",
     "ignore_eos",
     "min_tokens",
     "stop_token_ids",
@@ -60,6 +62,7 @@ def test_every_field_of_the_sdk_is_known() -> None:
         (["a", ""], ["a", ""]),
         ([1, 0], [[1, 0]]),
         ([[1], [2, 3]], [[1], [2, 3]]),
+        ([[1], "a"], [[1], "a"]),
         (["a"] * 64, ["a"] * 64),
         (list(range(1000)), [list(range(1000))]),
     ],
@@ -70,7 +73,7 @@ def test_prompts(prompt: Any, prompts: list[Any]) -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    [None, 5, {}, True, [], [[]], ["a", 1], [1, "a"], [True], [1, True], [-1], [1.0], [[1], "a"], [[1], []], [None],
+    [None, 5, {}, True, [], [[]], ["a", 1], [1, "a"], [True], [1, True], [-1], [1.0], [[1], []], [None],
      [[[1]]], [2**31], ["a"] * 65, [[1]] * 65],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
