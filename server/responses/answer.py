@@ -88,10 +88,6 @@ class ResponseBuilder:
         self._blank_tokens: list[ToldToken] = []
         self._reason: FinishReason | None = None
 
-    @property
-    def num_events(self) -> int:
-        return self._next_number
-
     def create(self) -> list[Event]:
         events: list[Event] = [ResponseCreated(self.body, self._number())]
         return [*events, ResponseQueued(self.body, self._number())] if self.body.status == QUEUED else events

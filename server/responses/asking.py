@@ -13,7 +13,8 @@ from server.errors import APIError, InvalidRequest
 from server.responses.conversation import Message, without_oldest
 from server.text.chat_template import MAX_MESSAGES
 from server.wire.chat import ChatCompletionRequest
-from server.wire.responses import AllowedTools, AnswerFields, FunctionReference, JsonSchemaFormat, ResponsesRequest
+from server.wire.response_options import AllowedTools, FunctionReference, JsonSchemaFormat
+from server.wire.responses import AnswerFields, ResponsesRequest
 
 T = TypeVar("T")
 

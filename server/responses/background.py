@@ -178,8 +178,10 @@ class Background:
                 log.exception("an abandoned response could not be ended")
 
     async def sweep(self) -> None:
+        """One that this gateway is at is not abandoned, though its lease has run out while the process stood still."""
         for response in await self._service.store.abandoned(utc_now()):
-            await self._bury(response)
+            if response.id not in self._service.scribe.at_work:
+                await self._bury(response)
 
     async def _bury(self, response: StoredResponse) -> None:
         """Its gateway may be back in a moment: whoever takes it over first ends it."""

@@ -9,7 +9,8 @@ import msgspec
 from engines.types import SamplingParams
 from server.wire.common import ResponseHead
 from server.wire.response_body import IN_PROGRESS, QUEUED, ReasoningConfig, ResponseBody
-from server.wire.responses import FunctionTool, JsonSchemaFormat, ResponsesRequest
+from server.wire.response_options import FunctionTool, JsonSchemaFormat
+from server.wire.responses import ResponsesRequest
 
 
 def opening_body(request: ResponsesRequest, head: ResponseHead, sampling: SamplingParams) -> ResponseBody:

@@ -66,6 +66,7 @@ class Recorder:
 
     async def begin(self) -> None:
         """It is written down soon."""
+        self._scribe.at_work.add(self._body.id)
         self._task = asyncio.create_task(self._run())
 
     async def written(self) -> None:
@@ -75,6 +76,14 @@ class Recorder:
 
     async def end(self) -> None:
         """Everything is written when this returns. Raises Overloaded when it can't be, or is not ours any more."""
+        try:
+            await self._end()
+        finally:
+            self._scribe.at_work.discard(self._body.id)
+        if self._is_lost:
+            raise Overloaded("The response was deleted, or given up by the other servers.", code="response_lost")
+
+    async def _end(self) -> None:
         self._ending.set()
         if self._task is not None:
             await self._task
@@ -87,8 +96,6 @@ class Recorder:
                 await asyncio.sleep(FLUSH_EVERY * 2**attempt)
         else:
             raise Overloaded("The response can't be stored at the moment.", retry_after_ms=1000)
-        if self._is_lost:
-            raise Overloaded("The response was deleted, or given up by the other servers.", code="response_lost")
 
     async def _run(self) -> None:
         while not self._is_lost and not await _is_set_within(self._ending, FLUSH_EVERY):

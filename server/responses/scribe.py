@@ -25,6 +25,8 @@ class Scribe:
         self._store = store
         self._waiting: list[tuple[Progress, asyncio.Future[Standing]]] = []
         self._is_writing = False
+        self._task: asyncio.Task[None] | None = None
+        self.at_work: set[str] = set()  # responses that this gateway still makes, however late their leases are renewed
 
     async def write(self, progress: Progress) -> Standing:
         """Returns when it is stored. Raises what the database does, one of DATABASE_FAULTS where it is away."""

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
 
 from server.errors import InvalidRequest, UnsupportedParameter
-from server.wire.chat import HOLDS_TO_GRAMMAR, KNOWS_TOOLS, MAX_TEMPLATE_KWARGS
+from server.wire.chat import KNOWS_TOOLS, MAX_TEMPLATE_KWARGS
 from server.wire.common import (
     MAX_LOGIT_BIAS,
     MAX_STOP_TOKENS,
@@ -21,6 +20,14 @@ from server.wire.common import (
     within,
 )
 from server.wire.response_items import Input, ItemId
+from server.wire.response_options import (
+    CacheOptions,
+    ReasoningOptions,
+    ResponseStreamOptions,
+    TextConfig,
+    ToolChoice,
+    Tools,
+)
 from server.wire.sampling import (
     AS_LIST,
     ENGINE_HAS_IT,
@@ -34,7 +41,6 @@ from server.wire.sampling import (
     TokenCount,
     TokenId,
 )
-from server.wire.tools import MAX_TOOLS, FunctionName, JsonObjectFormat, Schema, TextFormat
 
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
@@ -64,89 +70,6 @@ Include = Literal[
 Includes = Annotated[list[Include], at_most(16)]
 
 
-class FunctionTool(RequestModel):
-    """`strict` or not, calls are held to the schema; strict, one that can't be held to is refused."""
-
-    type: Literal["function"]
-    name: FunctionName
-    description: str | None = None
-    parameters: Schema | None = None
-    strict: bool | None = None
-    allowed_callers: list[Literal["direct"]] | None = None
-    defer_loading: Literal[False] | None = None
-    is_async: Annotated[Literal[False] | None, Field(alias="async")] = None
-    output_schema: None = None
-
-
-def _function_only(value: Any) -> Any:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind != "function":
-        message = "Tools of type '{kind}' are not supported: this server has no tools of its own"
-        raise PydanticCustomError("unsupported_tool", message, {"kind": kind[:64]})
-    return value
-
-
-class FunctionReference(RequestModel):
-    type: Literal["function"]
-    name: FunctionName
-
-
-AnyReference = Annotated[FunctionReference, BeforeValidator(_function_only)]
-
-
-class AllowedTools(RequestModel):
-    type: Literal["allowed_tools"]
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[AnyReference], Field(min_length=1), at_most(MAX_TOOLS)]
-
-
-ToolChoice = (
-    Literal["none", "auto", "required"] | Annotated[FunctionReference | AllowedTools, Field(discriminator="type")]
-)
-
-
-class JsonSchemaFormat(RequestModel):
-    type: Literal["json_schema"]
-    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    json_schema: Annotated[Schema, Field(alias="schema")]
-    description: str | None = None
-    strict: bool | None = None
-
-
-class TextConfig(RequestModel):
-    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {"verbosity": ("medium",)}
-    WHERE: ClassVar[Mapping[str, str]] = {"format": HOLDS_TO_GRAMMAR}
-
-    format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
-
-
-class ReasoningOptions(RequestModel):
-    """A summary is not written: what the model thinks is told in full."""
-
-    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"summary", "generate_summary"})
-    WHERE: ClassVar[Mapping[str, str]] = {"effort": "the model's template has it"}
-
-    effort: str | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
-    context: Literal["auto"] | None = None
-    mode: Literal["standard"] | None = None
-
-
-class CacheOptions(RequestModel):
-    mode: Literal["implicit", "explicit"] | None = None
-    ttl: Literal["30m", "12h"] | None = None
-    prewarm: Literal[False] | None = None
-    comparison_response_id: None = None
-
-
-class ResponseStreamOptions(RequestModel):
-    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {}
-
-    include_obfuscation: bool | None = None
-
-
 _NO_EFFECT = frozenset({"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "service_tier"})
 
 
@@ -174,7 +97,7 @@ class AnswerFields(ConversationFields):
 
     WHERE: ClassVar[Mapping[str, str]] = {"tools": KNOWS_TOOLS}
 
-    tools: Annotated[list[Annotated[FunctionTool, BeforeValidator(_function_only)]], at_most(MAX_TOOLS)] | None = None
+    tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None

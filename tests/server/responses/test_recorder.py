@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -101,6 +102,19 @@ async def test_a_lease_is_renewed_while_nothing_is_told(monkeypatch: pytest.Monk
     assert leases == sorted(leases)  # type: ignore[type-var]
     written.add((), ENDED)
     await written.end()
+
+
+@pytest.mark.parametrize("failures", [0, 1000])
+async def test_what_is_recorded_is_at_work_until_its_end(failures: int) -> None:
+    """Nobody of this gateway takes it for abandoned; after an end that could not be written, somebody has to."""
+    scribe = Scribe(PaperStore(failures=failures))
+    written = Recorder(scribe, Kept("acct", "gw", timedelta(days=1), INPUT, None), body())
+    await written.begin()
+    assert scribe.at_work == {"resp_1"}
+    written.add((), ENDED)
+    with contextlib.suppress(Overloaded):
+        await written.end()
+    assert scribe.at_work == set()
 
 
 @pytest.mark.parametrize("standing", [Standing(is_ours=False), Standing(is_ours=True, is_cancelled=True)])
