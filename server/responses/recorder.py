@@ -54,6 +54,7 @@ class Recorder:
         self._num_written = 0
         self._renewed_at = 0.0
         self._is_lost = False
+        self._has_failed = False
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.stop: Callable[[bool], None] = lambda _: None
@@ -104,7 +105,13 @@ class Recorder:
                 try:
                     await self._write()
                 except DATABASE_FAULTS as error:
-                    log.warning("events of %s wait in memory: %s", self._body.id, type(error).__name__)
+                    self._note_failure(error)
+
+    def _note_failure(self, error: Exception) -> None:
+        """Once: it is tried again every moment."""
+        if not self._has_failed:
+            self._has_failed = True
+            log.warning("events of %s wait in memory: %s", self._body.id, type(error).__name__)
 
     async def _write(self) -> None:
         """Everything so far. A failure is one of DATABASE_FAULTS."""

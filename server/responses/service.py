@@ -161,11 +161,19 @@ class ResponsesService:
 
     async def stored(self, caller: Caller, response_id: str) -> StoredResponse:
         """Raises NotFound."""
+        if "\0" in response_id:  # PostgreSQL would not even look for it
+            raise response_not_found(response_id)
         with database_reached():
             found = await self.store.get(caller.principal.account_id, response_id)
         if found is None:
             raise response_not_found(response_id)
         return found
+
+    async def delete(self, caller: Caller, response_id: str) -> None:
+        """Raises NotFound."""
+        await self.stored(caller, response_id)
+        with database_reached():
+            await self.store.delete(caller.principal.account_id, response_id)
 
 
 def response_not_found(response_id: str) -> NotFound:

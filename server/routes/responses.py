@@ -16,7 +16,7 @@ from server.job import Caller
 from server.reachable import database_reached
 from server.responses.background import Run
 from server.responses.following import FollowedResponse, RunSource, Source, StoredSource
-from server.responses.service import Prepared, response_not_found
+from server.responses.service import Prepared
 from server.responses.socket import ResponsesSocket
 from server.responses.telling import ResponseEvents
 from server.responses.whole import WholeResponse
@@ -130,9 +130,7 @@ async def _source(stored: StoredResponse, after: int, services: Services) -> Sou
 @answers(Deleted)
 async def delete(response_id: str, caller: CurrentCaller, services: CurrentServices) -> Response:
     async with limit_headers_on_errors(caller.principal, services):
-        with database_reached():
-            if not await services.store.responses.delete(caller.principal.account_id, response_id):
-                raise response_not_found(response_id)
+        await services.responses.delete(caller, response_id)
     if (run := services.background.find(caller.principal.account_id, response_id)) is not None:
         run.stop(is_cancelled=True)
     return _json(encode(Deleted(response_id)))

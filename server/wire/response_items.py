@@ -14,7 +14,7 @@ from server.wire.common import MAX_PARTS, RequestModel, at_most, new_id
 Item = dict[str, Any]
 """An item as it is stored, listed and handed back: JSON."""
 
-ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]  # for PostgreSQL
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Status = Literal["in_progress", "completed", "incomplete"]
 

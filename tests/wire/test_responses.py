@@ -191,6 +191,12 @@ def test_what_is_stored_is_retrieved_until_it_is_deleted(sdk: openai.OpenAI) -> 
         assert caught.value.code == "response_not_found"
 
 
+@pytest.mark.parametrize("response_id", ["%00", "resp_" + "x" * 1000, "%F0%9F%90%9F", "resp_1%2F2"])
+def test_ids_of_nothing(http: httpx.Client, response_id: str) -> None:
+    for method in ("GET", "DELETE"):
+        check_error(http.request(method, f"/v1/responses/{response_id}"), 404)
+
+
 def test_what_is_not_to_be_stored_is_not(sdk: openai.OpenAI) -> None:
     made = create(sdk, store=False)
     with pytest.raises(openai.NotFoundError):

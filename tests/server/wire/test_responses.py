@@ -90,6 +90,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "user", "content": 1}]}, "input.0.content"),
     ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input.0.call_id"),
     ({"input": [{"type": "shell_call"}]}, "input.0"),
+    ({"input": [{"type": "item_reference", "id": "a\0b"}]}, "input.0.id"),
     ({"input": [{"role": "user", "content": "x", "cache": 1}]}, "input.0.cache"),
     ({"temperature": 3}, "temperature"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
