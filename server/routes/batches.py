@@ -12,9 +12,10 @@ from server.errors import Conflict, InvalidRequest, NotFound
 from server.routes.common import CurrentPrincipal, CurrentServices, read, store_is_there
 from server.services import Services
 from server.store.records import BatchStatus, StoredBatch
-from server.wire.batches import BatchesQuery, CreateBatch, batch_object
+from server.wire.answers import answers
+from server.wire.batches import BatchesQuery, BatchObject, CreateBatch, batch_object
 from server.wire.body import read_query
-from server.wire.files import cursor_page
+from server.wire.files import CursorPage, cursor_page
 from server.wire.takes import takes
 
 router = APIRouter(prefix="/v1/batches", dependencies=[Depends(store_is_there)])
@@ -22,6 +23,7 @@ router = APIRouter(prefix="/v1/batches", dependencies=[Depends(store_is_there)])
 
 @router.post("")
 @takes(CreateBatch)
+@answers(BatchObject)
 async def create(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     body = await read(request, CreateBatch, services)
     services.entitlement.layers(principal, "", "", {"batch"})  # may this key?
@@ -49,6 +51,7 @@ async def _check_input(services: Services, principal: Principal, file_id: str) -
 
 @router.get("")
 @takes(BatchesQuery)
+@answers(CursorPage)
 async def list_batches(request: Request, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     query = read_query(request, BatchesQuery)
     batches = await services.store.batches.list(principal.account_id, limit=query.limit + 1, after=query.after)
@@ -57,12 +60,14 @@ async def list_batches(request: Request, principal: CurrentPrincipal, services: 
 
 @router.get("/{batch_id}")
 @takes(None)
+@answers(BatchObject)
 async def retrieve(batch_id: str, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     return _json(batch_object(_found(await services.store.batches.get(principal.account_id, batch_id), batch_id)))
 
 
 @router.post("/{batch_id}/cancel")
 @takes(None)
+@answers(BatchObject)
 async def cancel(batch_id: str, principal: CurrentPrincipal, services: CurrentServices) -> Response:
     """It is cancelled within seconds; what has run is kept."""
     batch = _found(await services.store.batches.cancel(principal.account_id, batch_id), batch_id)
