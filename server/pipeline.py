@@ -27,7 +27,7 @@ from server.text.content_filter import ContentFilter
 from server.text.formats.thinking import OPEN
 from server.text.logprobs import TokenTeller
 from server.text.pii.placeholders import Placeholders
-from server.text.prompt import ChatEncoder, client_strings, strings_in
+from server.text.prompt import ChatEncoder, client_strings, size_of, strings_in
 from server.text.rewriting import Rewriting
 from server.text.stream import TextStream
 from server.text.tokenizer import Tokenizer
@@ -48,13 +48,17 @@ LONG_TEXT = 20_000  # characters; longer ones are filtered and tokenized off the
 @dataclass(slots=True, frozen=True)
 class _Prompt:
     """`text` is the same, for engines that take text; `words` as it can stand before an answer. `placeholders` are in
-    all of them, and in `stops`."""
+    all of them, and in `stops`; `restores` is their digest."""
 
     token_ids: list[int]
     text: str
     stops: Sequence[str]
     words: str = ""
     placeholders: Placeholders | None = None
+    restores: bytes = b""
+
+    def masked_by(self, masker: Masker, restores: bytes) -> _Prompt:
+        return replace(self, placeholders=masker.placeholders, restores=restores)
 
 
 @dataclass(slots=True, frozen=True)
@@ -136,6 +140,7 @@ class Pipeline:
         """The filter reads what the client wrote, the model what is left of it."""
         self._check_content(client_strings(messages), "messages")
         self._check_content(strings_in(plan.shown), "tools")
+        self._check_content(strings_in(plan.template_kwargs), "chat_template_kwargs")
         if (masker := privacy.masker_of(deployment.pii)) is None:
             return _Shown(messages, plan)
         try:
@@ -148,14 +153,13 @@ class Pipeline:
         self, body: ChatCompletionRequest, messages: list[dict[str, Any]], plan: Plan, deployment: Deployment
     ) -> PreparedPrompt:
         encoder, shown = deployment.encoder, self._shown(messages, plan, deployment)
-        rendered, stops, masker = shown.render(encoder), body.stop, shown.masker
-        if masker is not None:
-            stops = privacy.masked_stops(stops, masker)
-            self._resources.metrics.observe_masked(masker.counts)
+        rendered = shown.render(encoder)
         text = encoder.as_text(rendered) if deployment.takes_text else ""
-        prompt = _Prompt(
-            encoder.encode_rendered(rendered), text, stops, placeholders=masker.placeholders if masker else None
-        )
+        prompt = _Prompt(encoder.encode_rendered(rendered), text, body.stop)
+        if (masker := shown.masker) is not None:
+            stops = privacy.masked_stops(body.stop, masker)
+            self._resources.metrics.observe_masked(masker.counts)
+            prompt = replace(prompt, stops=stops).masked_by(masker, masker.placeholders.digest())
         return self._prepare(body, deployment, prompt, _Asked(shown.plan, opened=rendered.rstrip().endswith(OPEN)))
 
     def _encode_all(self, body: CompletionRequest, deployment: Deployment) -> list[_Prompt]:
@@ -164,8 +168,8 @@ class Pipeline:
         texts = [self._masked_prompt(prompt, masker) for prompt in body.prompt]
         stops = privacy.masked_stops(body.stop, masker)
         self._resources.metrics.observe_masked(masker.counts)
-        encoded = (self._encode_text(text, stops, deployment) for text in texts)
-        return [replace(prompt, placeholders=masker.placeholders) for prompt in encoded]
+        restores = masker.placeholders.digest()
+        return [self._encode_text(text, stops, deployment).masked_by(masker, restores) for text in texts]
 
     def _encode(self, prompt: str | list[int], stops: Sequence[str], deployment: Deployment) -> _Prompt:
         if isinstance(prompt, str):
@@ -231,7 +235,7 @@ class Pipeline:
             mask=self._filter.mask_version,
             tells_tokens=body.token_logprobs is not None,
             num_echoed=len(prompt.words) if body.echoes else 0,
-            restores=prompt.placeholders.digest() if prompt.placeholders else b"",
+            restores=prompt.restores,
         )
         if asked is None:
             return reading
@@ -308,7 +312,7 @@ def _asked(body: ChatCompletionRequest, deployment: Deployment) -> tuple[list[di
 
 
 def _is_long(messages: list[dict[str, Any]], plan: Plan) -> bool:
-    return sum(map(len, strings_in([messages, plan.shown]))) > LONG_TEXT
+    return size_of([messages, plan.shown, plan.schema, plan.template_kwargs]) > LONG_TEXT
 
 
 def report(record: UsageRecord, caller: Caller, metrics: Metrics) -> None:

@@ -10,6 +10,7 @@ from server.errors import InvalidRequest
 from server.text.chat_template import ChatTemplate, Message, parse_arguments
 from server.text.tokenizer import INERT, Tokenizer
 
+ITEM_SIZE = 20  # characters that cost about as much as what is done for each item, however short it is
 
 @dataclass(slots=True, frozen=True)
 class ChatEncoder:
@@ -128,6 +129,21 @@ def strings_in(value: Any) -> Iterator[str]:
                 waiting += [*mapping.keys(), *mapping.values()]
             case list() | tuple() as items:
                 waiting += items
+
+
+def size_of(value: Any) -> int:
+    """About what work on JSON-like data grows with: its characters, and ITEM_SIZE for each item."""
+    size, waiting = 0, [value]
+    while waiting:
+        match waiting.pop():
+            case str() as text:
+                size += len(text)
+            case Mapping() as mapping:
+                waiting += [*mapping.keys(), *mapping.values()]
+            case list() | tuple() as items:
+                waiting += items
+        size += ITEM_SIZE
+    return size
 
 
 def _map_strings(value: Any, change: Callable[[str], str]) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from threading import get_ident
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,6 +23,7 @@ from server.text.content_filter import ContentFilter
 from server.text.formats.format import HERMES, Format
 from server.text.pii.detector import Detector
 from server.text.pii.masker import Masker
+from server.text.pii.placeholders import Placeholders
 from server.text.prompt import ChatEncoder
 from server.text.rewriting import Rewriting
 from server.text.stream import TextStream
@@ -147,6 +150,9 @@ async def test_the_filter_reads_what_the_client_wrote() -> None:
         await house(terms=["bob@"]).chat(f"to {MAIL}")
     assert (caught.value.code, caught.value.param) == ("content_filter", "messages")
     await house(terms=["EMAIL_1"]).chat(f"to {MAIL}")
+    with pytest.raises(InvalidRequest) as caught:
+        await house(ALL, terms=["bob@"]).chat("hello", chat_template_kwargs={"effort": MAIL})
+    assert (caught.value.code, caught.value.param) == ("content_filter", "chat_template_kwargs")
 
 
 async def test_completions_share_their_placeholders() -> None:
@@ -155,6 +161,35 @@ async def test_completions_share_their_placeholders() -> None:
     assert [shown(prompt) for prompt in prompts] == ["a <EMAIL_1>", "<EMAIL_2> and <EMAIL_1>"]
     assert answered(prompts[0], "<EMAIL_1>, <EMAIL_2>").text == f"{MAIL}, "
     assert masked_counts(made) == {"email": 4}
+
+
+async def test_what_was_taken_out_is_digested_once_however_many_prompts_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    digests = Mock(side_effect=lambda self: b"digest")
+    monkeypatch.setattr(Placeholders, "digest", lambda self: digests(self))
+    prompts = (await house().complete([MAIL] * 5)).job.prompts
+    assert [prompt.reading.restores for prompt in prompts] == [b"digest"] * 5
+    assert digests.call_count == 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"enum": [*range(1200)]}}}]},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"title": "x " * 10_001}}}},
+        {"chat_template_kwargs": {"effort": "x " * 10_001}},
+    ],
+)
+async def test_whatever_is_long_is_masked_beside_the_event_loop(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set[int]()
+    find = Detector.find
+    monkeypatch.setattr(Detector, "find", lambda self, text: threads.add(get_ident()) or find(self, text))
+    limits = replace(LIMITS, takes_grammars=True, context=200_000)
+    await house(ALL, HERMES, limits=limits).chat(MAIL, **asked)
+    assert threads and get_ident() not in threads
 
 
 async def test_token_ids_are_refused_by_name() -> None:
