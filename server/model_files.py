@@ -26,10 +26,12 @@ GRAPHS = [*_SMALL, *(f"{place}{name}.onnx*" for place in ("", "onnx/") for name 
 
 
 _SAMPLE = 65_536  # bytes
+_INNER_SAMPLE, _NUM_INNER = 4096, 256  # adapting a model may leave its first and its last tensors as they were
 
 
 def digest(folder: Path) -> str:
-    """Of the files that decide what a model answers: names, sizes, and of each the first and the last bytes."""
+    """Of the files that decide what a model answers: names, sizes, the first and the last bytes of each, and some of
+    those between at regular distances."""
     found = hashlib.sha256()
     patterns = (*WEIGHTS, "*.onnx", "onnx/*.onnx")
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
@@ -37,6 +39,9 @@ def digest(folder: Path) -> str:
         with path.open("rb") as file:
             found.update(f"{path.relative_to(folder)}\0{size}\0".encode())
             found.update(file.read(_SAMPLE))
+            for number in range(_NUM_INNER if size > 2 * _SAMPLE else 0):
+                file.seek(size * number // _NUM_INNER)
+                found.update(file.read(_INNER_SAMPLE))
             file.seek(max(0, size - _SAMPLE))
             found.update(file.read())
     return found.hexdigest()

@@ -112,8 +112,9 @@ class Flight:
             self.failure = error
         except Exception:
             logs.unexpected("a shared computation failed")
-            self.failure = ServerError("The server failed.")
-        finally:  # a cancellation comes when nobody reads any more
+        finally:  # a cancellation comes when nobody reads any more; from elsewhere it is a failure to who does
+            if self.failure is None and not self.is_complete:
+                self.failure = ServerError("The server failed.")
             self.was_refused = not self._begun.is_set()
             self._begun.set()
             for reader in self._readers:

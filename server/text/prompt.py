@@ -12,6 +12,7 @@ from server.text.tokenizer import INERT, Tokenizer
 
 ITEM_SIZE = 20  # characters that cost about as much as what is done for each item, however short it is
 
+
 @dataclass(slots=True, frozen=True)
 class ChatEncoder:
     """A template and its tokenizer.

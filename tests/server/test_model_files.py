@@ -40,6 +40,16 @@ def test_other_weights_are_noticed(folder: Path, position: int) -> None:
     assert digest(folder) != before
 
 
+def test_other_weights_between_the_first_and_the_last_are_noticed(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(bytes(10 * LONG))
+    before = digest(folder)
+    with weights.open("r+b") as file:
+        file.seek(4 * LONG)
+        file.write(b"1" * LONG)
+    assert digest(folder) != before
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "onnx/model.onnx", "model-2.safetensors"])
 def test_another_file_is_noticed(folder: Path, name: str) -> None:
     before = digest(folder)

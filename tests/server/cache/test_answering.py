@@ -15,7 +15,7 @@ from engines.types import ErrorCode, RequestError
 from quota.levels import Dimension
 from server.cache.answering import CachedGeneration
 from server.cache.wish import HEADER, Result, Wish
-from server.errors import APIError, DeadlineExceeded, Overloaded, RateLimited
+from server.errors import APIError, DeadlineExceeded, Overloaded, RateLimited, ServerError
 from server.generation import Generation
 from server.settings import TimeoutSettings
 from tests.server.cache.conftest import house_with_cache
@@ -224,6 +224,18 @@ async def test_a_failure_is_everybodys(house: House) -> None:
     assert [type(error) for error in errors] == [type(errors[0])] * 3
     assert all(isinstance(error, APIError) for error in errors)
     assert len({id(error) for error in errors}) == 3, "each has headers of its own"
+    await house.check_nothing_left()
+
+
+async def test_nobody_waits_for_what_was_cancelled_from_elsewhere() -> None:
+    house = house_with_cache(worker=PaperWorker(hangs_at=2))
+    before = asyncio.all_tasks()
+    async with asked(house) as generation:
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        with pytest.raises(ServerError):
+            async with asyncio.timeout(5):
+                await generation.collect()
     await house.check_nothing_left()
 
 
