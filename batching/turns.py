@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 SHARE = 32  # one step in 33 lengthens 3 % of the gaps between tokens: neither their median nor their p95
-LINGER = 0.05  # seconds; a client's next request follows its last answer, and should meet an idle engine
-STEP_SHARE = 8  # the background's steps have so small a part of the tokens that a step may have
+LINGER = 0.2  # seconds; a client's next request follows its last answer, and should meet an idle engine
+STEP_SHARE = 16  # the background's steps have so small a part of the tokens that a step may have
 
 
 class Turn(Enum):

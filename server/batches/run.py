@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from engines.types import BACKGROUND_PRIORITY
 from server.auth import Authenticator, Principal
 from server.batches.lines import Line, Validation, parse, split
+from server.batches.pace import Pace
 from server.batches.patience import FAULTS, seconds_to_wait
 from server.batches.recorder import Recorder
 from server.errors import Overloaded
@@ -50,12 +51,14 @@ class Shop:
     settings: BatchSettings
     line_bytes: int
     owner: str  # this gateway, to the lease
+    pace: Pace
 
 
 class Run:
     def __init__(self, batch: StoredBatch, shop: Shop) -> None:
         self._batch = batch
         self._shop = shop
+        self._changing = asyncio.Lock()  # what was asked for first is not put over what was answered last
         self._principal: Principal | None = None
         self._recorder = Recorder(shop.store.batches, batch.id, shop.owner)
         self._work: asyncio.Task[None] | None = None  # what a cancellation or the end of the window cuts short
@@ -77,7 +80,8 @@ class Run:
     async def _beat_for_ever(self) -> None:
         while True:
             await asyncio.sleep(BEAT)
-            self._batch = await self._shop.store.batches.renew(self._batch.id, self._shop.owner)
+            async with self._changing:
+                self._batch = await self._shop.store.batches.renew(self._batch.id, self._shop.owner)
             with contextlib.suppress(Overloaded):  # the store is away: so is the lease, soon
                 await self._look_at_key()
             if self._is_cut_short() and self._work is not None:
@@ -96,7 +100,8 @@ class Run:
         return self._batch.cancelling_at is not None or utc_now() >= self._batch.expires_at
 
     async def _change(self, **values: object) -> None:
-        self._batch = await self._shop.store.batches.change(self._batch.id, self._shop.owner, **values)
+        async with self._changing:
+            self._batch = await self._shop.store.batches.change(self._batch.id, self._shop.owner, **values)
 
     # --- from the first line to the files
 
@@ -178,6 +183,7 @@ class Run:
     async def _ask(self, body: bytes) -> InnerAnswer:
         num_faults = 0
         while True:
+            await self._shop.pace.wait()
             answer = await ask(self._shop.app, self._batch.endpoint, body, self._inner())
             num_faults += answer.status in FAULTS
             wait = seconds_to_wait(answer.status, answer.headers, num_faults)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from server.auth import Authenticator
+from server.batches.pace import Pace
 from server.batches.run import Run, Shop
 from server.routing import Router
 from server.settings import Settings
@@ -50,6 +51,7 @@ class BatchRunner:
             settings=self._settings.batches,
             line_bytes=self._settings.limits.body_bytes,
             owner=self._owner,
+            pace=Pace(),
         )
         self._looking = asyncio.create_task(self._look_for_ever(shop))
         try:
