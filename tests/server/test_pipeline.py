@@ -181,7 +181,7 @@ async def test_nothing_new_is_begun_while_the_server_ends() -> None:
 
 async def test_long_prompts_are_tokenized_elsewhere() -> None:
     WatchedEncoder.threads.clear()
-    await House().chat("x" * (LONG_TEXT - 100))  # roles and names of fields count too
+    await House().chat("x" * (LONG_TEXT - 1000))  # roles and names of fields count too
     await House().chat("x" * (LONG_TEXT + 1))
     await House().chat(messages=[_calling("f", "x" * LONG_TEXT), {"role": "user", "content": "x"}])
     here, *elsewhere = WatchedEncoder.threads

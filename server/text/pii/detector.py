@@ -27,6 +27,12 @@ class _Look:
     pattern: Pattern
     check: Check
     run: re.Pattern[bytes]
+    least: int
+    needs: bytes
+
+    def may_find(self, shape: bytes) -> bool:
+        """Costs next to nothing, and most texts are short."""
+        return len(shape) >= self.least and self.needs in shape
 
 
 class Detector:
@@ -40,7 +46,7 @@ class Detector:
         own, wanted = patterns or {}, [kind for kind in Kind if kind in set(kinds)]
         self._own = [(name, bounded(pattern)) for name, pattern in own.items()]
         self._looks = [
-            _Look(kind, bounded(look.pattern), look.check, re.compile(look.run))
+            _Look(kind, bounded(look.pattern), look.check, re.compile(look.run), look.least, look.needs)
             for kind in wanted
             for look in LOOKS[kind]
         ]
@@ -55,6 +61,8 @@ class Detector:
             found += _matches(text, pattern, name, found)
         shape = _blanked(shape_of(text), found)
         for look in self._looks:
+            if not look.may_find(shape):
+                continue
             new = [Found(start, end, look.kind) for start, end in _places(shape, look)]
             shape = _blanked(shape, new)
             found += new

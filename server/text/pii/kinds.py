@@ -27,35 +27,40 @@ class Kind(StrEnum):
 @dataclass(slots=True, frozen=True)
 class Look:
     """`run`: the characters that are not looked at again when what begins with them was none. Checks are linear in a
-    run, so that all of them together are linear in the text."""
+    run, so that all of them together are linear in the text. Patterns are as narrow as may be, since RE2 dismisses a
+    near miss a hundred times faster than a check.
+
+    `least`: so many characters has what is found, `needs` among them."""
 
     pattern: str
     check: Check
     run: bytes = rb"\w*"
+    least: int = 7
+    needs: bytes = b""
 
 
-EMAIL = r"[A-Za-z0-9_][A-Za-z0-9_.+%'-]{0,63}@[A-Za-z0-9]"
+EMAIL = r"[A-Za-z0-9_][A-Za-z0-9_.+%'-]{0,63}@[A-Za-z0-9][A-Za-z0-9.-]{0,64}?\.(?:xn--|[A-Za-z]{2})"
 _DOMAIN = re.compile(rb"(?:[A-Za-z0-9-]{1,63}\.){1,8}(?:xn--[A-Za-z0-9-]{2,59}|[A-Za-z]{2,24})")
 
 
 def _email(shape: bytes, start: int, end: int) -> tuple[int, int] | None:
     """In JSON inside of a text, the letter of an escape (a line's end, a tab) is no part of it."""
-    domain = _DOMAIN.match(shape, end - 1)
+    domain = _DOMAIN.match(shape, shape.index(b"@", start) + 1)
     start += shape[max(0, start - 1) : start + 1] in (b"\\n", b"\\r", b"\\t")
     return (start, domain.end()) if domain and shape[start] != ord("@") else None
 
 
 LOOKS: dict[Kind, tuple[Look, ...]] = {
     Kind.API_KEY: (
-        Look(api_keys.PREFIXED, api_keys.prefixed, api_keys.RUN),
-        Look(api_keys.NAMED, api_keys.named, api_keys.RUN),
+        Look(api_keys.PREFIXED, api_keys.prefixed, api_keys.RUN, least=19),
+        Look(api_keys.NAMED, api_keys.named, api_keys.RUN, least=25),
     ),
-    Kind.EMAIL: (Look(EMAIL, _email, rb"[A-Za-z0-9_.+%'-]*"),),
-    Kind.IBAN: (Look(r"\b[A-Za-z]{2}[0-9]{2}[ -]?[A-Za-z0-9]", numbers.iban),),
+    Kind.EMAIL: (Look(EMAIL, _email, rb"[A-Za-z0-9_.+%'-]*", least=6, needs=b"@"),),
+    Kind.IBAN: (Look(numbers.IBAN, numbers.iban, least=15),),
     Kind.IP: (
-        Look(r"\b[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\b", network.ipv4, network.RUN),
-        Look(r"[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]{0,41}", network.ipv6, network.RUN),
+        Look(network.IPV6, network.ipv6, network.RUN, least=5, needs=b":"),
+        Look(network.IPV4, network.ipv4, network.RUN, needs=b"."),
     ),
-    Kind.CARD: (Look(r"\b(?:[0-9]{13,19}|[0-9]{4}(?:[ -][0-9]{3,6}){2,4})\b", numbers.card),),
-    Kind.PHONE: tuple(Look(pattern, check) for pattern, check in phones.FORMS),
+    Kind.CARD: (Look(numbers.CARD, numbers.card, least=13),),
+    Kind.PHONE: tuple(Look(*form) for form in phones.FORMS),
 }

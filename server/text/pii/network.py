@@ -1,13 +1,19 @@
-"""IP addresses, as the standard library reads them. What is the same everywhere (loopback, masks) is nobody's."""
+"""IP addresses, as the system reads them. What is the same everywhere (loopback, masks) is nobody's."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
+import socket
 
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_HEX = "[0-9A-Fa-f]{1,4}"
+IPV4 = rf"\b{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}\b"
+IPV6 = rf"[0-9A-Fa-f]{{3,4}}:(?:(?:{_HEX}:){{0,6}}:|(?:{_HEX}:){{5,6}}[0-9A-Fa-f])"
+"""With "::" for what is left out, or with all of its groups."""
+_IPV6_RUN = re.compile(rb"[0-9A-Fa-f:.]{2,51}")
 RUN = rb"[0-9A-Za-z:.]*"
 _VERSION = re.compile(rb"(?:version|ver|release|section|chapter|v)[ .:]{0,2}\Z", re.IGNORECASE)
-_FULL_BYTE = 255  # what the masks of networks begin with
+_NOBODYS = (b"127.", b"255.")  # loopback, and what the masks of networks begin with
 
 
 def ipv4(shape: bytes, start: int, end: int) -> tuple[int, int] | None:
@@ -15,28 +21,26 @@ def ipv4(shape: bytes, start: int, end: int) -> tuple[int, int] | None:
     before, after = shape[max(0, start - 10) : start], shape[end : end + 2]
     if before.endswith(b".") or (after[:1] == b"." and after[1:].isdigit()) or _VERSION.search(before):
         return None
-    address = _address(shape[start:end])
-    if address is None or address.is_loopback or address.is_unspecified or address.packed[0] == _FULL_BYTE:
-        return None
-    return start, end
+    address = shape[start:end]
+    return None if address.startswith(_NOBODYS) or address == b"0.0.0.0" else (start, end)
 
 
 def ipv6(shape: bytes, start: int, end: int) -> tuple[int, int] | None:
-    """Times, and names in code such as std::dec, are none: one has a digit, and three digits or four come first."""
-    if start and shape[start - 1 : start].isalnum():
+    """Times, and names such as std::dec, are none: one has a digit, and three hexadecimal ones or four come first."""
+    before = shape[max(0, start - 2) : start]
+    run = _IPV6_RUN.match(shape, start)
+    if before[-1:].isalnum() or before == b"::" or run is None:
         return None
-    text = shape[start:end].rstrip(b".")
+    text = run[0].rstrip(b".")
     text = text if text.endswith(b"::") else text.rstrip(b":")
     end = start + len(text)
-    first = text.partition(b":")[0]
     has_digit = len(text) > len(text.translate(None, b"0123456789"))
-    if len(first) < 3 or not has_digit or shape[end : end + 1].isalnum() or _address(text) is None:
-        return None
-    return start, end
+    return (start, end) if has_digit and not shape[end : end + 1].isalnum() and _is_ipv6(text) else None
 
 
-def _address(text: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _is_ipv6(text: bytes) -> bool:
     try:
-        return ipaddress.ip_address(text.decode())
-    except ValueError:
-        return None
+        socket.inet_pton(socket.AF_INET6, text.decode())
+    except OSError:
+        return False
+    return True

@@ -11,7 +11,8 @@ _PLAIN = bytes.maketrans(b"0123456789", bytes(range(10)))
 _CARD_LENGTHS = {b"34": (15,), b"37": (15,)} | {b"5%d" % digit: (16,) for digit in range(1, 6)}
 _VISA_LENGTHS = (13, 16, 19)
 _OTHER_NETWORKS = (b"30", b"35", b"36", b"38", b"39", b"6", b"81")
-_LETTER_VALUES = {ord(letter): str(int(letter, 36)) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+# Of a byte; those of digits and letters, by which an IBAN is a number.
+_VALUES = [b"%d" % int(chr(code), 36) if chr(code).isalnum() and code < 128 else b"" for code in range(256)]
 # By country; the registry of ISO 13616.
 IBAN_LENGTHS = {
     country.encode(): length
@@ -23,6 +24,10 @@ IBAN_LENGTHS = {
     }.items()
     for country in countries.split()
 }  # fmt: skip
+_COUNTRIES = "|".join(sorted(country.decode() for country in IBAN_LENGTHS))
+IBAN = rf"(?i)\b(?:{_COUNTRIES})[0-9]{{2}}(?:[ -]?[A-Z0-9]){{11}}"
+_ISSUED = "(?:2[2-7]|3[0-9]|4[0-9]|5[1-5]|6[0-9]|81)"
+CARD = rf"\b{_ISSUED}(?:[0-9]{{11,17}}|[0-9]{{2}}(?:[ -][0-9]{{3,6}}){{2,4}})\b"
 
 
 def luhn(digits: bytes) -> bool:
@@ -54,8 +59,8 @@ def iban(shape: bytes, start: int, end: int) -> tuple[int, int] | None:
     match = _letters_and_digits(length).match(shape, start) if length else None
     if match is None:
         return None
-    number = match[0].translate(None, b" -").decode().upper()
-    value = int((number[4:] + number[:4]).translate(_LETTER_VALUES))
+    number = match[0].translate(None, b" -")
+    value = int(b"".join(map(_VALUES.__getitem__, number[4:] + number[:4])))
     return match.span() if value % 97 == 1 else None
 
 

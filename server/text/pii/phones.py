@@ -67,10 +67,14 @@ def named(shape: bytes, start: int, end: int) -> tuple[int, int] | None:
     return (start, end) if 7 <= _num_digits(shape, start, end) <= 15 and not _DATE.match(shape, start) else None
 
 
+# Behind a digit and one of these, every further group is cut off.
+_GROUPS = rb"\(?[0-9]+(?:[ ./-][0-9]+)*"
+_WORD = rb"\w*"
+
 FORMS = (
-    (r"\+ ?[1-9](?:[ ./()-]{0,2}[0-9]){7,14}", international),
-    (r"\b00[1-9](?:[ ./()-]{0,2}[0-9]){8,14}\b", double_zero),
-    (r"(?:\b1[ .-])?(?:\([2-9][0-9]{2}\) ?|\b[2-9][0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}\b", north_american),
-    (r"\(?\b0[1-9](?:[ ./()-]{0,3}[0-9]){6,9}[0-9]\b", trunk_zero),
-    (rf"(?i)\b(?:{_WORDS})\b{_BETWEEN}[0-9](?:[ ./()-]{{0,2}}[0-9]){{6,14}}\b", named),
+    (r"\+ ?[1-9](?:[ ./()-]{0,2}[0-9]){7,14}", international, _WORD),
+    (r"\b00[1-9](?:[ ./()-]{0,2}[0-9]){8,14}\b", double_zero, _GROUPS),
+    (r"(?:\b1[ .-])?(?:\([2-9][0-9]{2}\) ?|\b[2-9][0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}\b", north_american, _GROUPS),
+    (r"\(?\b0[1-9](?:[ ./()-]{0,3}[0-9]){6,9}[0-9]\b", trunk_zero, _GROUPS),
+    (rf"(?i)\b(?:{_WORDS})\b{_BETWEEN}[0-9](?:[ ./()-]{{0,2}}[0-9]){{6,14}}\b", named, _WORD),
 )

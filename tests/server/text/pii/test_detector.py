@@ -150,7 +150,7 @@ class _Counted:
         self._look = look
         self.kind, self.run = look.kind, look.run
         self.pattern = self
-        self.steps = 0
+        self.steps = self.num_checks = 0
 
     def search(self, shape: bytes, position: int) -> Any:
         match = self._look.pattern.search(shape, position)
@@ -158,6 +158,7 @@ class _Counted:
         return match
 
     def check(self, shape: bytes, start: int, end: int) -> Any:
+        self.num_checks += 1
         self.steps += end - start + self.run.match(shape, start).end() - start
         return self._look.check(shape, start, end)
 
@@ -175,3 +176,31 @@ def test_work_grows_as_the_text_does(part: str) -> None:
     small, large = work(10_000), work(20_000)
     assert large <= 2 * small + 1000
     assert large <= 40 * 20_000
+
+
+NEAR_MISSES = (
+    "a@a ", "a@", "漢@", "a@a.1 ", "1.1.1.256 ", "1.1.1.", "12:30:11 ", "abcd:1:g ", "1 ::", "AB12 ", "1234 ", "012 ",
+    "01.02.2003 ", "212-555-0143-",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("part", NEAR_MISSES)
+def test_near_misses_are_not_checked_one_by_one(part: str) -> None:
+    looks = [_Counted(look) for look in DETECTOR._looks]
+    for look in looks:
+        list(module._places(module.shape_of(part * 500), cast(Any, look)))
+    assert max(look.num_checks for look in looks) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("from:2001:db8::1", "2001:db8::1"),
+        ("1:2:3 2001:db8:1:2:3:4:5:6", "2001:db8:1:2:3:4:5:6"),
+        ("fd00:1:2:3:4:5:192.0.2.1", "fd00:1:2:3:4:5:192.0.2.1"),
+        ("std::dec::1 12:30:11 abc::xyz", None),
+        ("256.1.1.1 1.2.3.4.5 v1.2.3.4 127.0.0.1 0.0.0.0 255.255.255.0 01.2.3.4", None),
+    ],
+)
+def test_addresses(text: str, value: str | None) -> None:
+    assert found(text) == ([] if value is None else [(Kind.IP, value)])
