@@ -16,8 +16,9 @@ from starlette.types import ASGIApp
 from server.app import create_app
 from server.http_protocol import BoundedHTTPProtocol
 from server.services import Services
-from server.settings import ServerSettings, Settings
+from server.settings import Settings
 from server.settings_layers import SettingsError
+from server.settings_sections import ServerSettings
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SETTLE_TIMEOUT = 3.0  # seconds

@@ -18,7 +18,7 @@ from server.failover import RetryBudget
 from server.job import Caller, Job
 from server.leases import LeaseKeeper
 from server.metrics import Metrics
-from server.settings import TimeoutSettings
+from server.settings_sections import TimeoutSettings
 from server.store.records import UsageRecord
 from server.wire.common import Answer
 

@@ -262,7 +262,7 @@ class Pipeline:
             raise Overloaded("The server is shutting down.", code="shutting_down", retry_after_ms=DRAIN_RETRY_MS)
         deployment.check_served()
         principal = caller.principal
-        features = caller.features | {feature} | body.features
+        features = caller.features | {feature} | body.features | (plan.features if plan else frozenset())
         job = Job(
             caller=caller.later(body.priority),
             deployment=deployment,

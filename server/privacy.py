@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from server.errors import InvalidRequest
-from server.settings import ModelSettings, PiiSettings
+from server.settings_sections import ModelSettings, PiiSettings
 from server.tools import Plan
 
 if TYPE_CHECKING:  # what they import is an optional dependency

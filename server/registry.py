@@ -20,7 +20,8 @@ from engines.base import EngineError
 from engines.types import Continuation, EngineConfig, EngineInfo, Task, VectorInfo
 from server import model_files, privacy
 from server.model_state import ModelState, Phase, Standing, starting, unloaded
-from server.settings import ModelSettings, Settings
+from server.settings import Settings
+from server.settings_sections import ModelSettings
 from server.text.chat_template import ChatTemplate
 from server.text.formats.format import PLAIN, Format, of_templates
 from server.text.prompt import ChatEncoder

@@ -9,7 +9,7 @@ from server.auth import Principal
 from server.errors import InvalidRequest, ModelNotFound, Overloaded
 from server.model_state import STARTING_RETRY_MS, starting
 from server.registry import Deployment, Registry, Replica
-from server.settings import RoutingSettings
+from server.settings_sections import RoutingSettings
 
 
 class Router:

@@ -56,6 +56,12 @@ class Plan:
             return "functions" if self.is_legacy else "tools"
         return "response_format" if self.schema is not None else None
 
+    @property
+    def features(self) -> frozenset[str]:
+        """What it uses of what keys can be kept from, and plans can limit."""
+        used = {"tools": bool(self.callable), "structured_output": self.schema is not None}
+        return frozenset(name for name, is_used in used.items() if is_used)
+
     def grammar(self, form: Format, specials: Mapping[str, int], *, opened: bool) -> Grammar | None:
         """Raises InvalidRequest for a schema that is too large."""
         if self.schema is not None and not self.callable and not (form.thinks or opened or form.is_harmony):

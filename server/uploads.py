@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 
 from server.errors import APIError, PayloadTooLarge, RequestTimeout
-from server.settings import FileSettings
+from server.settings_sections import FileSettings
 from server.shielded import to_the_end
 from server.store.errors import StoreError
 from server.store.files import AccountFull, Files, FileWriter

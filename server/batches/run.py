@@ -23,7 +23,7 @@ from server.batches.recorder import Recorder
 from server.errors import Overloaded
 from server.inner import Inner, InnerAnswer, ask
 from server.routing import Router
-from server.settings import BatchSettings
+from server.settings_sections import BatchSettings
 from server.store import Store
 from server.store.files import FileWriter
 from server.store.records import BatchStatus, StoredBatch, utc_now

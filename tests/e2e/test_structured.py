@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from server.text.tokenizer import load_tokenizer
 from tests.e2e.conftest import shared_folder
 from tests.grammar_files import BUNDLED, validate
-from tests.penstock_process import API_KEY, PenstockProcess
+from tests.penstock_process import ADMIN_KEY, API_KEY, PenstockProcess
 
 MESSAGES: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
 WEATHER = {
@@ -183,6 +183,23 @@ def test_a_call_and_its_result_go_back_to_the_model(sdk: openai.OpenAI) -> None:
     made = sdk.chat.completions.create(model="tiny-llama", messages=history, tools=TOOLS, max_tokens=20, temperature=0)
     assert made.choices[0].finish_reason in ("stop", "length", "tool_calls")
     assert made.usage.prompt_tokens > ask(sdk, "tiny-llama", max_tokens=1).usage.prompt_tokens
+
+
+def test_a_key_may_lack_tools_and_schemas(several: PenstockProcess) -> None:
+    shared_folder("tiny-llama")
+    with several.http(ADMIN_KEY) as admin:
+        admin.post("/admin/v1/accounts", json={"name": "talkers"}).raise_for_status()
+        key = admin.post("/admin/v1/keys", json={"account": "talkers", "features": ["chat"]}).json()["key"]
+    fields: list[tuple[str, dict[str, Any]]] = [
+        ("tools", {"tools": TOOLS}),
+        ("structured_output", {"response_format": {"type": "json_object"}}),
+    ]
+    with several.sdk(api_key=key) as talker:
+        made = ask(talker, "tiny-llama", max_tokens=1, tools=TOOLS, tool_choice="none")
+        assert made.choices[0].finish_reason == "length"
+        for feature, body in fields:
+            with pytest.raises(openai.PermissionDeniedError, match=f"'{feature}'"):
+                ask(talker, "tiny-llama", **body)
 
 
 def test_hostile_schemas_are_refused_and_others_go_on(several: PenstockProcess, sdk: openai.OpenAI) -> None:

@@ -33,7 +33,7 @@ from server.leases import LeaseKeeper
 from server.metrics import Metrics
 from server.plans import PlanBook
 from server.registry import Deployment, Replica
-from server.settings import TimeoutSettings
+from server.settings_sections import TimeoutSettings
 from server.store.records import KeyKind, UsageRecord
 from server.text.answer import AnswerStream
 from server.text.logprobs import TokenTeller

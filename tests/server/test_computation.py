@@ -18,7 +18,7 @@ from server import computation as module
 from server import work as work_module
 from server.errors import APIError, DeadlineExceeded, Overloaded, RateLimited
 from server.generation import Generation
-from server.settings import TimeoutSettings
+from server.settings_sections import TimeoutSettings
 from tests.server.house import (
     ANSWER,
     NUM_TOKENS,

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from server.gateway import AddressError, Gateway, base_url, bind, signals_give_up_the_start
-from server.settings import ServerSettings
+from server.settings_sections import ServerSettings
 
 
 def settings(**changes: Any) -> ServerSettings:

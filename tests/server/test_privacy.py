@@ -16,7 +16,7 @@ from server.errors import InvalidRequest, UnsupportedParameter
 from server.generation import Generation
 from server.job import PreparedPrompt
 from server.privacy import detector_of
-from server.settings import ModelSettings, PiiSettings
+from server.settings_sections import ModelSettings, PiiSettings
 from server.text.answer import AnswerStream, joined
 from server.text.chat_template import ChatTemplate
 from server.text.content_filter import ContentFilter

@@ -12,7 +12,7 @@ from server.auth import Principal
 from server.errors import ModelNotFound, Overloaded
 from server.registry import Deployment, Registry
 from server.routing import Router, pick
-from server.settings import RoutingSettings
+from server.settings_sections import RoutingSettings
 from server.store.records import KeyKind
 
 SETTINGS = RoutingSettings(

@@ -18,7 +18,7 @@ from server.errors import APIError
 from server.leases import LeaseKeeper
 from server.ledgers import open_embedded
 from server.services import Services
-from server.settings import TimeoutSettings
+from server.settings_sections import TimeoutSettings
 from server.store import Store
 from server.store.records import UsageRecord, utc_now
 

@@ -67,6 +67,7 @@ def test_without_a_choice_of_calls_the_model_is_told_of_no_tools() -> None:
 
 def test_functions_are_tools_of_a_legacy_name() -> None:
     made = plan_of(functions=[F, G], function_call={"name": "g"})
+    assert made.features == {"tools"}
     assert (made.names, made.must_call, made.parallel, made.is_legacy) == ({"g"}, True, False, True)
     assert made.grammar_param == "functions"
     assert plan_of(functions=[F, G]).names == {"f", "g"}

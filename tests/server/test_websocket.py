@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.errors import AuthenticationFailed, NotFound
 from server.services import Services
-from server.settings import CacheSettings
+from server.settings_sections import CacheSettings
 from server.websocket import ChatSocket, accepted_subprotocol, check_origin, refuse
 
 REQUEST = '{"model":"m","messages":[{"role":"user","content":"x"}],"request_id":"a"}'

@@ -17,7 +17,7 @@ from server.cache.answering import CachedGeneration
 from server.cache.wish import HEADER, Result, Wish
 from server.errors import APIError, DeadlineExceeded, Overloaded, RateLimited, ServerError
 from server.generation import Generation
-from server.settings import TimeoutSettings
+from server.settings_sections import TimeoutSettings
 from tests.server.cache.conftest import house_with_cache
 from tests.server.house import ANSWER, LOST, NUM_TOKENS, PLAN, PRINCIPAL, PROMPT, House, PaperWorker, read, read_whole
 
