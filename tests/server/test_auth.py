@@ -160,7 +160,9 @@ async def test_scopes(auth: Authenticator, source: Source) -> None:
 
 @pytest.mark.parametrize("text", [None, ""])
 async def test_no_key_is_told_how_to_present_one(auth: Authenticator, text: str | None) -> None:
-    assert "Authorization header" in await _refused(auth, text)
+    refused = await _refused(auth, text)
+    assert "Authorization, using Bearer auth" in refused
+    assert "x-api-key" in refused
 
 
 async def test_every_wrong_key_has_one_message_without_it(auth: Authenticator, source: Source, clock: Clock) -> None:
@@ -509,7 +511,7 @@ async def test_two_headers_are_refused(client: httpx.AsyncClient, source: Source
 
 async def test_other_places_are_not_read(client: httpx.AsyncClient, source: Source) -> None:
     text = source.new().text
-    elsewhere = {"x-api-key": text, "sec-websocket-protocol": f"openai-insecure-api-key.{text}"}
+    elsewhere = {"api-key": text, "sec-websocket-protocol": f"openai-insecure-api-key.{text}"}
     answer = await client.get("/v1/whoami", headers=elsewhere, params={"api_key": text})
     assert answer.status_code == 401
 
