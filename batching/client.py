@@ -62,6 +62,8 @@ class Receiver:
 
 
 def _merge(first: OutputDelta, then: OutputDelta) -> None:
+    if not first.has_output:
+        first.cached_tokens, first.queue_seconds = then.cached_tokens, then.queue_seconds
     first.token_ids.extend(then.token_ids)
     first.text += then.text
     first.num_text_tokens += then.num_text_tokens
@@ -71,7 +73,7 @@ def _merge(first: OutputDelta, then: OutputDelta) -> None:
     first.computed_tokens = max(first.computed_tokens, then.computed_tokens)  # the end of a connection knows of none
     first.vectors |= then.vectors
     first.logprobs.extend(then.logprobs)
-    first.prompt_logprobs = first.prompt_logprobs or then.prompt_logprobs
+    first.prompt_logprobs.extend(then.prompt_logprobs)
 
 
 class WorkerClient:

@@ -24,7 +24,7 @@ from batching.sequence import Sequence, SequenceStatus
 from batching.stats import WorkerStats
 from batching.turns import Turn, Turns, background_tokens
 from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
-from engines.types import EngineInfo, FinishReason, GenerationRequest, OutputDelta, RequestError
+from engines.types import EngineInfo, FinishReason, GenerationRequest, OutputDelta, RequestError, TokenLogprobs
 
 # Left free for each running sequence when another one starts. Without, the newcomer would soon be preempted for them:
 # with memory for half of what wants to run, 45 % more tokens were computed than needed, with 2 blocks 6 % (simulated).
@@ -313,15 +313,24 @@ class Scheduler:
             sequence = self._by_id.get(item.sequence_id)
             if sequence is None:  # it ended while this step was under way
                 continue
-            if result.prompt_logprobs and item.sequence_id in result.prompt_logprobs:
-                sequence.take_prompt_logprobs(item.start, result.prompt_logprobs[item.sequence_id])
             reason = self._append(sequence, result) if item.samples else None
             self._publish(sequence, item)
-            if item.samples:
-                deltas.append(self._delta(sequence, reason, result))
+            delta = self._delta(sequence, reason, result) if item.samples else None
+            if result.prompt_logprobs and (told := self._told_of_prompt(sequence, item, result)):
+                delta = delta or OutputDelta(sequence.request.request_id)
+                delta.prompt_logprobs = told
+            if delta is not None:
+                deltas.append(delta)
             if reason is not None:
                 self._finish(sequence)
         return deltas
+
+    def _told_of_prompt(
+        self, sequence: Sequence, item: ScheduledSequence, result: StepResult
+    ) -> list[TokenLogprobs] | None:
+        """A step's own alone, so that no message carries those of a whole long prompt."""
+        told = result.prompt_logprobs.get(item.sequence_id)
+        return None if told is None else sequence.new_prompt_logprobs(item.start, told)
 
     def _append(self, sequence: Sequence, result: StepResult) -> FinishReason | None:
         """A complete grammar ends an answer as a stop token does."""
@@ -350,7 +359,6 @@ class Scheduler:
         if sequence.num_output_tokens == len(request.output_token_ids) + 1:
             delta.cached_tokens = sequence.num_cached_tokens
             delta.queue_seconds = (sequence.first_scheduled or request.arrival) - request.arrival
-            delta.prompt_logprobs = sequence.prompt_logprobs
         self.queue.charge(request, output_tokens=1)
         self.stats.generated_tokens += 1
         return delta

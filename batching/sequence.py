@@ -37,7 +37,7 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     first_scheduled: float | None = None
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of its tokens from the second on, so far
+    num_prompt_logprobs: int = 0  # of its tokens, from the second on, so many have been told
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
@@ -67,11 +67,13 @@ class Sequence:
     def max_cached_tokens(self) -> int:
         """How many need not be computed. The last one must be: its logits choose the next. What they say of the prompt
         must be told before they can be left out."""
-        return len(self.prompt_logprobs) if self.asks_of_prompt else len(self.token_ids) - 1
+        return self.num_prompt_logprobs if self.asks_of_prompt else len(self.token_ids) - 1
 
-    def take_prompt_logprobs(self, start: int, told: list[TokenLogprobs]) -> None:
+    def new_prompt_logprobs(self, start: int, told: list[TokenLogprobs]) -> list[TokenLogprobs]:
         """Of the tokens behind position `start`. What a preemption has computed twice is told once."""
-        self.prompt_logprobs += told[len(self.prompt_logprobs) - start :]
+        new = told[self.num_prompt_logprobs - start :]
+        self.num_prompt_logprobs += len(new)
+        return new
 
     def introduction(self) -> NewSequence:
         """What the engine is told of it."""

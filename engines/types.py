@@ -178,22 +178,23 @@ class TokenLogprobs:
 class OutputDelta:
     """What one step added to one request. The delta with a `finish_reason` is its last.
 
-    An engine that only speaks text leaves `token_ids` empty. Its `text` ends before a stop token.
+    An engine that only speaks text leaves `token_ids` empty. Its `text` ends before a stop token. Where a prompt's
+    logprobs are asked for, each step tells those that it computed, before the first output or with it.
     """
 
     request_id: str
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: RequestError | None = None
-    cached_tokens: int = 0  # of the prompt; set on the first delta
-    queue_seconds: float = 0.0  # from arrival to the first step; set on the first delta
+    cached_tokens: int = 0  # of the prompt; set on the first delta with output
+    queue_seconds: float = 0.0  # from arrival to the first step; set on the first delta with output
     computed_tokens: int = 0  # of the prompt, cached ones included; set on the delta of an abort, and with `vectors`
     text: str = ""
     num_text_tokens: int = 0  # that `text` stands for, by the engine's own count; 0: it does not say
     prompt_tokens: int = 0  # by the engine's own count; 0: it does not say
     vectors: dict[int, bytes] = field(default_factory=dict)  # by the index of a text: its float32s, little endian
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of `token_ids`, where they are asked for
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of all but its first; on the first delta
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of its next tokens, from the second on
 
     @classmethod
     def failed(cls, request_id: str, error: RequestError) -> Self:

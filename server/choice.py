@@ -103,7 +103,8 @@ class WholeChoice:
         self._stop = piece.stop
         self._mean_logprob = piece.mean_logprob
         if piece.tokens is not None:
-            self._tokens = [*(self._tokens or ()), *piece.tokens]
+            self._tokens = self._tokens or []
+            self._tokens += piece.tokens
         for call in piece.calls:
             self._calls.setdefault(call.index, []).append(call)
 
@@ -186,7 +187,7 @@ class Choice:
 
     def take(self, delta: OutputDelta) -> Piece:
         """An engine's error is no end yet, unless nothing was missing: the answer may go on elsewhere."""
-        opening = self._open(delta) if delta.has_output and not self.has_output else None
+        opening = None if self.has_output else self._open(delta)
         self.count(delta)
         piece = self._add(delta) if opening is None else joined([opening, self._add(delta)])
         reason = delta.finish_reason if delta.error is None else self._end_without_engine()
@@ -216,12 +217,12 @@ class Choice:
         return self.logprob / self.num_output if tells and self.num_output else None
 
     def _open(self, delta: OutputDelta) -> AnswerPiece | None:
-        """What stands before the answer."""
+        """What stands before the answer, with its first output. Until then what is told of it waits."""
         if (echo := self.prompt.echo) is None:
             return None
         if self.stream.tokens is not None:
             self.stream.tokens.prompt(self.prompt.token_ids, delta.prompt_logprobs)
-        return self.stream.echo(echo)
+        return self.stream.echo(echo) if delta.has_output else None
 
     def _end_without_engine(self) -> FinishReason | None:
         """An engine may give its last token before it says that it was the last."""

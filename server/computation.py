@@ -75,11 +75,12 @@ class Computation(Generation):
         return usage_of(self._work.choices)
 
     async def next(self, patience: float = float("inf")) -> list[Piece]:
+        ends = time.monotonic() + patience
         while True:
             self._check()
             if pieces := self._take_all():
                 break
-            if self._failure is None and not await self._wait(patience):
+            if self._failure is None and not await self._wait(ends - time.monotonic()):
                 return []
         if self.is_done:
             await self._settle()
@@ -95,7 +96,8 @@ class Computation(Generation):
         pieces = []
         for placed, delta in self._work.take():
             piece = self._take(placed, delta)
-            if delta.error is None or not piece.is_empty:
+            is_progress = delta.has_output and delta.error is None
+            if is_progress or not piece.is_empty:
                 pieces.append(piece)
         return pieces
 

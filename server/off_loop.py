@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sized
+from typing import Protocol, TypeVar
+
+LONG_TOLD = 256  # tokens; of more of them a thread writes what they could have been: up to 21 each
 
 T = TypeVar("T")
+
+
+class Tells(Protocol):
+    """A piece, or a whole answer."""
+
+    @property
+    def tokens(self) -> Sized | None: ...
+
+
+def tells_much(parts: Iterable[Tells]) -> bool:
+    return sum(len(part.tokens) for part in parts if part.tokens) > LONG_TOLD
 
 
 async def off_loop_if(is_long: bool, work: Callable[[], T]) -> T:

@@ -23,6 +23,7 @@ from server import logs
 from server.choice import Piece
 from server.errors import APIError, ServerError, SlowReader
 from server.generation import Generation
+from server.off_loop import off_loop_if, tells_much
 from server.wire.common import Answer, ChunkEncoder, ResponseHead, encode
 
 PING = b": ping\n\n"
@@ -99,7 +100,9 @@ class WholeAnswer(JSONAnswer[list[Answer]]):
         return await generation.collect()
 
     async def body_of(self, generation: Generation, gathered: list[Answer]) -> bytes:
-        return self._render(generation.job.head, gathered, generation.usage)
+        return await off_loop_if(
+            tells_much(gathered), lambda: self._render(generation.job.head, gathered, generation.usage)
+        )
 
 
 class Events(ABC):
@@ -191,10 +194,10 @@ class EventStream(Response):
         unsent = events.opening()
         try:
             while not self._generation.is_done:
-                await self._send(send, unsent + events.of(pieces) or self._ping(pieces))
+                await self._send(send, unsent + await self._events_of(pieces) or self._ping(pieces))
                 unsent = b""
                 pieces = await self._generation.next(self._keep_alive)
-            unsent += events.of(pieces)
+            unsent += await self._events_of(pieces)
             closing = events.closing()
             await events.kept()
             await self._send(send, unsent + closing)
@@ -212,6 +215,9 @@ class EventStream(Response):
         with contextlib.suppress(APIError):  # it fails all the same
             await self._events.kept()
         await self._send(send, unsent + failure)
+
+    async def _events_of(self, pieces: list[Piece]) -> bytes:
+        return await off_loop_if(tells_much(pieces), lambda: self._events.of(pieces))
 
     def _ping(self, pieces: list[Piece]) -> bytes:
         """For a stream that has nothing to say: no token came, or their text has been held back for long."""
@@ -252,6 +258,10 @@ class FrameSource:
     def opening(self) -> list[bytes]:
         chunks = (self._encoder.role_chunk(index) for index in range(self._generation.job.num_choices))
         return [chunk for chunk in chunks if chunk]
+
+    async def written(self, pieces: list[Piece]) -> list[bytes]:
+        """As `of`, and away from the event loop where that takes long."""
+        return await off_loop_if(tells_much(pieces), lambda: self.of(pieces))
 
     def of(self, pieces: list[Piece]) -> list[bytes]:
         """Text and endings; nothing while a character or a possible stop string is held back."""

@@ -249,7 +249,7 @@ class ChatSocket(Socket):
         pieces = await generation.next()
         await self._send(frames.opening())
         while not generation.is_done:
-            await self._send(frames.of(pieces))
+            await self._send(await frames.written(pieces))
             pieces = await generation.next()
         ended()
-        await self._send(frames.of(pieces) + frames.closing())
+        await self._send(await frames.written(pieces) + frames.closing())

@@ -242,6 +242,7 @@ class Simulation:
         self.requests: dict[str, GenerationRequest] = {}
         self.answers: dict[str, list[int]] = {}
         self.logprobs: dict[str, list[TokenLogprobs]] = {}
+        self.prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
         self.first: dict[str, OutputDelta] = {}
         self.ends: dict[str, OutputDelta] = {}
 
@@ -249,6 +250,7 @@ class Simulation:
         self.requests[request.request_id] = request
         self.answers[request.request_id] = []
         self.logprobs[request.request_id] = []
+        self.prompt_logprobs[request.request_id] = []
         refusal = self.scheduler.add(request, self.clock.now)
         self._take([refusal] if refusal else [])
         return refusal
@@ -303,10 +305,12 @@ class Simulation:
         self.scheduler.check_integrity()
         for delta in deltas:
             assert delta.request_id not in self.ends, "something came after the last delta"
-            self.first.setdefault(delta.request_id, delta)
+            if delta.has_output or delta.finish_reason is not None:
+                self.first.setdefault(delta.request_id, delta)
+            assert not (delta.prompt_logprobs and self.answers[delta.request_id]), "a prompt comes before its answer"
             self.answers[delta.request_id] += delta.token_ids
             self.logprobs[delta.request_id] += delta.logprobs
-            assert not delta.prompt_logprobs or delta is self.first[delta.request_id]
+            self.prompt_logprobs[delta.request_id] += delta.prompt_logprobs
             if delta.finish_reason is not None:
                 self.ends[delta.request_id] = delta
 
@@ -326,12 +330,12 @@ class Simulation:
             self._check_logprobs(request)
 
     def _check_logprobs(self, request: GenerationRequest) -> None:
-        """Every token was told once, if it was asked for, and every token of the prompt before the first."""
+        """Every token was told once, if it was asked for; of a prompt without an answer, those that came."""
         answer, prompt = self.answers[request.request_id], request.prompt_token_ids
         wanted = answer if request.sampling.logprobs is not None else []
         begin = len(request.known_token_ids)
         assert self.logprobs[request.request_id] == [oracle_logprobs(begin + i, t) for i, t in enumerate(wanted)]
-        if request.request_id in self.first:
-            told = self.first[request.request_id].prompt_logprobs
-            is_told = answer and request.sampling.prompt_logprobs is not None
-            assert told == ([oracle_logprobs(i, t) for i, t in enumerate(prompt)][1:] if is_told else [])
+        told = self.prompt_logprobs[request.request_id]
+        wanted = prompt if request.sampling.prompt_logprobs is not None else prompt[:1]
+        expected = [oracle_logprobs(i, t) for i, t in enumerate(wanted)][1:]
+        assert told == (expected if answer else expected[: len(told)])

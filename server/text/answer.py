@@ -68,6 +68,8 @@ class AnswerStream:
 
     def echo(self, text: str) -> AnswerPiece:
         """What stands before the answer, as the model was shown it; no stop string counts in it."""
+        if self.tokens is not None:
+            self.tokens.let_out_prompt()
         return self._rewritten(AnswerPiece(text))
 
     def add(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> AnswerPiece:

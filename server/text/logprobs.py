@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from engines.types import TokenLogprobs
 from server.text.detokenizer import IncrementalDetokenizer
 
@@ -17,8 +19,7 @@ IMPOSSIBLE = -9999.0
 """The least that is told: JSON has no infinity, and this is what OpenAI writes for it."""
 
 
-@dataclass(slots=True, frozen=True)
-class LikelyToken:
+class LikelyToken(msgspec.Struct, frozen=True, gc=False):
     """`data` are the bytes that it adds to a text; none of a special token, which has a `name`. `logprob` is None for
     the first token of a prompt, before which there is nothing."""
 
@@ -41,8 +42,7 @@ class LikelyToken:
         return "".join(f"\\x{byte:02x}" for byte in self.data)
 
 
-@dataclass(slots=True, frozen=True)
-class ToldToken:
+class ToldToken(msgspec.Struct, frozen=True):
     """`top` are the likeliest in its place, the likeliest first. `offset`: characters of the text before it."""
 
     token: LikelyToken
@@ -87,15 +87,21 @@ class TokenTeller:
         self._unread = ""
         self._waiting: deque[_Waiting] = deque()
         self._told: list[ToldToken] = []
+        self._prompt: list[ToldToken] = []  # of the text before the answer
+        self._num_in_prompt = 0  # characters of it
 
     def prompt(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> None:
-        """Of a text that stands before the answer, to be told with it: `logprobs` are of all but the first. `token_ids`
-        go through a detokenizer that has seen nothing."""
-        likely: list[TokenLogprobs | None] = [None, *logprobs]
-        at = 0
-        for token_id, each in zip(token_ids, likely, strict=True):
-            self._told.append(self._as_told(token_id, each, min(at, self._offset)))
-            at += len(self._detokenizer.add([token_id]))
+        """Of a text that stands before the answer: `logprobs` are of the next of its tokens, none of the first."""
+        start = len(self._prompt)
+        likely = logprobs if start else [None, *logprobs]
+        for token_id, each in zip(token_ids[start : start + len(likely)], likely, strict=True):
+            self._prompt.append(self._as_told(token_id, each, min(self._num_in_prompt, self._offset)))
+            self._num_in_prompt += len(self._detokenizer.add([token_id]))
+
+    def let_out_prompt(self) -> None:
+        """All of it, before the answer's own."""
+        self._told += self._prompt
+        self._prompt = []
 
     def add(self, token_id: int, logprobs: TokenLogprobs, *, is_text: bool = True) -> None:
         """The model's next token; not `is_text`: it ends the answer and is not part of it."""

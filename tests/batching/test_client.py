@@ -11,7 +11,7 @@ from batching import client as client_module
 from batching.client import Receiver, WorkerClient
 from batching.protocol import Abort, Deltas, Stats, Submit, frame, read_message, to_worker
 from batching.stats import WorkerStats
-from engines.types import ErrorCode, FinishReason, OutputDelta
+from engines.types import ErrorCode, FinishReason, OutputDelta, TokenLogprobs
 from tests.fakes import eventually, make_request
 
 
@@ -218,3 +218,13 @@ def test_unread_text_is_merged_with_its_counts():
     receiver.put(OutputDelta("r", text="a", num_text_tokens=1, prompt_tokens=5))
     receiver.put(OutputDelta("r", text="bc", num_text_tokens=2))
     assert receiver.take() == OutputDelta("r", text="abc", num_text_tokens=3, prompt_tokens=5)
+
+
+def test_what_is_told_of_a_prompt_is_merged_before_its_answer():
+    receiver, likely = Receiver("r"), [TokenLogprobs(-float(i), []) for i in range(3)]
+    receiver.put(OutputDelta("r", prompt_logprobs=likely[:1]))
+    receiver.put(OutputDelta("r", prompt_logprobs=likely[1:2]))
+    receiver.put(OutputDelta("r", [7], cached_tokens=4, queue_seconds=0.5, prompt_logprobs=likely[2:]))
+    receiver.put(OutputDelta("r", [8]))
+    expected = OutputDelta("r", [7, 8], cached_tokens=4, queue_seconds=0.5, prompt_logprobs=likely)
+    assert receiver.take() == expected

@@ -499,10 +499,21 @@ def test_what_is_told_of_a_prompt_is_computed_and_not_read_from_the_cache():
         simulation.add(make_request(name, range(20), max_tokens=2, prompt_logprobs=0))
         simulation.drain()
     assert [simulation.first[name].cached_tokens for name in ("first", "again")] == [0, 0]
-    assert [len(simulation.first[name].prompt_logprobs) for name in ("first", "again")] == [19, 19]
+    assert [len(simulation.prompt_logprobs[name]) for name in ("first", "again")] == [19, 19]
     simulation.add(make_request("other", range(20), max_tokens=2))
     simulation.drain()
     assert simulation.first["other"].cached_tokens == 16
+
+
+def test_no_message_carries_what_is_told_of_a_whole_prompt():
+    simulation = Simulation(make_info(block_size=4, token_budget=8))
+    simulation.add(make_request("long", range(80), max_tokens=2, prompt_logprobs=0))
+    sizes = []
+    while not simulation.answers["long"]:
+        before = len(simulation.prompt_logprobs["long"])
+        simulation.step()
+        sizes.append(len(simulation.prompt_logprobs["long"]) - before)
+    assert sizes == [8] * 9 + [7]
 
 
 def test_tenants_share_nothing():

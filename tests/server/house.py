@@ -79,6 +79,7 @@ class PaperWorker:
     queues: bool = False  # nothing is ever begun
     raises: BaseException | None = None
     dies_with: Collection[int] = ()  # these tokens come together with the engine's death
+    dies_at_prompt: Collection[int] = ()  # these positions are told together with the engine's death
     refuses: RequestError | None = None  # whatever it is sent
     answer: list[int] | None = None  # instead of the deterministic engine's
     stats: WorkerStats = field(default_factory=WorkerStats)
@@ -111,6 +112,8 @@ class PaperWorker:
         index = done - len(prompt) + len(request.output_token_ids)
         if done < len(prompt):
             self.computed[request.request_id] = min(done + 4, len(prompt))
+            if request.sampling.prompt_logprobs is not None:
+                self._tell_prompt(request, done)
         elif self.hangs_at is not None and index >= self.hangs_at:
             return
         else:
@@ -125,12 +128,16 @@ class PaperWorker:
         delta = OutputDelta(request.request_id, [answer[index]], FinishReason.LENGTH if last else None)
         if sampling.logprobs is not None:
             delta.logprobs = [fake_logprobs(answer[index], answer[index], sampling.logprobs)]
-        if (count := sampling.prompt_logprobs) is not None and index == len(request.output_token_ids):
-            digest = digest_prompt(prompt)
-            told = [fake_prompt_logprobs(digest, position, token, count) for position, token in enumerate(prompt)]
-            delta.prompt_logprobs = told[1:]
         self._put(delta)
         if index in self.dies_with:
+            self._fail(request, LOST)
+
+    def _tell_prompt(self, request: GenerationRequest, start: int) -> None:
+        prompt, count = request.prompt_token_ids, request.sampling.prompt_logprobs or 0
+        digest, positions = digest_prompt(prompt), range(max(start, 1), min(start + 4, len(prompt)))
+        told = [fake_prompt_logprobs(digest, position, prompt[position], count) for position in positions]
+        self._put(OutputDelta(request.request_id, prompt_logprobs=told))
+        if start + 4 in self.dies_at_prompt:
             self._fail(request, LOST)
 
     def _fail(self, request: GenerationRequest, error: RequestError) -> None:

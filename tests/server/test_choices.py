@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
 import pytest
 
 from engines.fake import digest_prompt, fake_answer, fake_prompt_logprobs
+from engines.types import FinishReason, OutputDelta, Usage
 from server.choice import Piece, likeliest, seed_of_sample
 from server.generation import Generation
-from server.wire.common import Answer, FinishReason
+from server.off_loop import LONG_TOLD
+from server.streaming import WholeAnswer
+from server.text.logprobs import LikelyToken, ToldToken
+from server.wire.common import Answer, ResponseHead
 from tests.server.house import ANSWER, NUM_TOKENS, PROMPT, House, PaperWorker, cancel_after, read
 
 WORDS = bytes(PROMPT).decode()
@@ -152,6 +159,24 @@ async def test_an_answer_that_moves_keeps_what_was_told(dies_at: int, streamed: 
     await house.check_nothing_left()
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_prompt_that_was_told_in_part_is_told_anew(streamed: bool) -> None:
+    """Its client saw none of it: streams begin again too, without a seed."""
+    house = House(PaperWorker(dies_at_prompt=[8]), others=(PaperWorker(),))
+    pieces = await pieces_of(house.generation(echo=WORDS, streamed=streamed, sampling=TOLD | {"prompt_logprobs": 0}))
+    told = [token for piece in pieces for token in piece.tokens or ()]
+    assert [token.token.data for token in told] == [bytes([i]) for i in PROMPT + fake_answer(PROMPT, NUM_TOKENS)]
+    assert house.others[0].requests[0].sampling.prompt_logprobs == 0
+    await house.check_nothing_left()
+
+
+async def test_what_is_told_of_a_prompt_is_no_piece_before_its_answer() -> None:
+    house = House(PaperWorker(hangs_at=0))
+    async with house.generation(echo=WORDS, sampling=TOLD | {"prompt_logprobs": 0}) as generation:
+        assert await generation.next(0.05) == []
+        house.worker._put(OutputDelta("req-1-0", finish_reason=FinishReason.ABORT))
+
+
 async def test_a_whole_answer_that_begins_again_is_told_anew() -> None:
     house = House(PaperWorker(dies_with=[2]), others=(PaperWorker(),))
     generation = house.generation(echo=WORDS, streamed=False, sampling={"prompt_logprobs": 0, **TOLD})
@@ -175,3 +200,21 @@ async def test_several_of_which_one_engine_dies() -> None:
     assert len({request.group for request in moved}) == 1
     assert house.num_charged == len(PROMPT) + 3 * NUM_TOKENS
     await house.check_nothing_left()
+
+
+# --- much of it
+
+
+@pytest.mark.parametrize("num_tokens", [LONG_TOLD, LONG_TOLD + 1])
+async def test_what_is_long_is_written_away_from_the_event_loop(num_tokens: int) -> None:
+    threads = []
+
+    def render(head: ResponseHead, answers: Sequence[Answer], usage: Usage) -> bytes:
+        threads.append(threading.get_ident())
+        return b"{}"
+
+    told = (ToldToken(LikelyToken(b"a", "", -1.0), (), 0),) * num_tokens
+    generation = House().generation()
+    answers = [Answer("a" * num_tokens, FinishReason.LENGTH, tokens=told)]
+    assert await WholeAnswer(generation, render).body_of(generation, answers) == b"{}"
+    assert (threads == [threading.get_ident()]) == (num_tokens <= LONG_TOLD)
