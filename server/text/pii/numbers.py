@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from functools import cache
 
-_GROUP = re.compile(rb"[0-9]+")
 _DOUBLED = bytes.maketrans(b"0123456789", bytes([0, 2, 4, 6, 8, 1, 3, 5, 7, 9]))
 _PLAIN = bytes.maketrans(b"0123456789", bytes(range(10)))
 _CARD_LENGTHS = {b"34": (15,), b"37": (15,)} | {b"5%d" % digit: (16,) for digit in range(1, 6)}
@@ -36,11 +35,11 @@ def luhn(digits: bytes) -> bool:
 
 def card(shape: bytes, start: int, end: int) -> tuple[int, int] | None:
     """The longest card number that begins here and ends with a group of digits: a security code may follow one."""
-    ends = [match.end() for match in _GROUP.finditer(shape, start, end)]
-    for last in reversed(ends):
-        digits = shape[start:last].translate(None, b" -")
-        if 13 <= len(digits) <= 19 and _is_issued(digits) and luhn(digits):
+    last = end
+    while last > 0 and len(digits := shape[start:last].translate(None, b" -")) >= 13:
+        if len(digits) <= 19 and _is_issued(digits) and luhn(digits):
             return start, last
+        last = max(shape.rfind(b" ", start, last), shape.rfind(b"-", start, last))
     return None
 
 
