@@ -102,9 +102,11 @@ class Pipeline:
         )
         return self._generation(caller, body, deployment, [prepared], feature, id_prefix, plan)
 
-    async def count_tokens(self, caller: Caller, body: ChatCompletionRequest) -> int:
-        """Those of the prompt that `chat` would make. Raises APIError as it does; no model runs."""
+    async def count_tokens(self, caller: Caller, body: ChatCompletionRequest, feature: str) -> int:
+        """Those of the prompt that `chat` would make. Raises APIError as it does, PermissionDenied included where the
+        key lacks `feature`; no model runs."""
         deployment = self.generating(caller, body.model)
+        self._resources.entitlement.layers(caller.principal, deployment.model, deployment.version, {feature})
         messages, plan = _asked(body, deployment)
 
         def count() -> int:

@@ -45,6 +45,6 @@ async def count_tokens(request: Request, caller: CurrentCaller, services: Curren
         refuse_headers(request)
         body = await read(request, CountTokensRequest, services)
         chat = as_chat(body, services.router.resolve(body.model, caller.principal))
-        count = await services.pipeline.count_tokens(caller, chat)
+        count = await services.pipeline.count_tokens(caller, chat, "messages")
     headers = await services.entitlement.headers(caller.principal)
     return Response(token_count(count), headers=headers, media_type="application/json")

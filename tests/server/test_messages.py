@@ -206,12 +206,13 @@ async def test_the_switch_reaches_template_and_reader(thinking: Any, reasoning: 
     body = json.dumps({"model": "m", "messages": [HI], "thinking": thinking}).encode()
     deployment = house.pipeline.router.resolve("m", house.caller.principal)
     counted = as_chat(parse_json(body, CountTokensRequest), deployment)
-    assert await house.pipeline.count_tokens(house.caller, counted) == len(prompt.token_ids)
+    assert await house.pipeline.count_tokens(house.caller, counted, "messages") == len(prompt.token_ids)
 
 
 async def test_what_is_filtered_is_not_counted_either() -> None:
     house = thinking_house()
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "blocked"}]}).encode()
     deployment = house.pipeline.router.resolve("m", house.caller.principal)
+    counted = as_chat(parse_json(body, CountTokensRequest), deployment)
     with pytest.raises(InvalidRequest, match="content filter"):
-        await house.pipeline.count_tokens(house.caller, as_chat(parse_json(body, CountTokensRequest), deployment))
+        await house.pipeline.count_tokens(house.caller, counted, "messages")

@@ -158,6 +158,8 @@ def test_a_key_for_messages_alone(server: PenstockProcess, make_key: MakeKey) ->
         assert client.post("/v1/chat/completions", json=BODY).status_code == 403
     with pytest.raises(anthropic.PermissionDeniedError):
         sdk_of(server, make_key(features=["chat"])).messages.create(**BODY)
+    with pytest.raises(anthropic.PermissionDeniedError, match="'messages'"):
+        sdk_of(server, make_key(features=["chat"])).messages.count_tokens(model="echo", messages=HELLO)
 
 
 def test_one_key_in_one_header(server: PenstockProcess) -> None:
