@@ -8,7 +8,7 @@ from typing import Protocol
 
 from engines.types import TokenLogprobs
 from server.text.formats.events import Arguments, CallBegin, Content, Event, Reader, Reasoning, merged
-from server.text.logprobs import TokenTeller
+from server.text.logprobs import Part, TokenTeller
 from server.text.stream import TextPiece, TextStream
 
 
@@ -123,16 +123,17 @@ class AnswerStream:
     def _read(self, piece: TextPiece, reader: Reader) -> AnswerPiece:
         if self.tokens is not None:
             self.tokens.read(piece.text)
-        read = self._tell(reader.feed(piece.text), piece.stop)
+        read = self._tell(reader.feed(piece.text), piece.stop, reader)
         return joined([read, self._end(reader, piece.stop)]) if piece.stopped else read
 
     def _end(self, reader: Reader, stop: str | None) -> AnswerPiece:
         return self._tell(reader.finish(), stop)
 
-    def _tell(self, events: Sequence[Event], stop: str | None) -> AnswerPiece:
+    def _tell(self, events: Sequence[Event], stop: str | None, holding: Reader | None = None) -> AnswerPiece:
+        """`holding`: what it holds back comes behind these events; None: nothing does."""
         text, reasoning, calls = "", "", []
+        self._assign(events, 0 if holding is None else holding.num_held)
         for event in merged(events):
-            self._assign(event)
             match event:
                 case Content(words):
                     text += words
@@ -147,11 +148,11 @@ class AnswerStream:
                         calls.append(CallPiece(self.num_calls - 1, words))
         return AnswerPiece(text, reasoning, tuple(calls), stop)
 
-    def _assign(self, event: Event) -> None:
-        if self.tokens is None or self.reader is None or isinstance(event, CallBegin):
-            return
-        whose = self.tokens.let_out if isinstance(event, Content) else self.tokens.drop
-        whose(event.text, self.reader.num_held)
+    def _assign(self, events: Sequence[Event], num_held: int) -> None:
+        if self.tokens is not None:
+            written = (event for event in events if not isinstance(event, CallBegin))
+            parts = [Part(event.text, isinstance(event, Content)) for event in written]
+            self.tokens.assign(parts, num_held)
 
     @property
     def _is_told(self) -> bool:

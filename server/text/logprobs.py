@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -48,6 +49,13 @@ class ToldToken(msgspec.Struct, frozen=True):
     token: LikelyToken
     top: tuple[LikelyToken, ...]
     offset: int
+
+
+class Part(NamedTuple):
+    """Words that the model wrote: of the answer's content, or of something else."""
+
+    words: str
+    is_content: bool
 
 
 @dataclass(slots=True, frozen=True)
@@ -131,25 +139,28 @@ class TokenTeller:
         """What the model wrote goes on, to be let out or dropped."""
         self._unread += text
 
-    def let_out(self, words: str, num_held: int = 0) -> None:
-        """These words of it are the answer's. `num_held`: characters behind them of which nothing is known yet."""
-        start = self._find(words, num_held)
-        end = start + len(words)
+    def let_out(self, words: str) -> None:
+        """These words, the next of it, are the answer's."""
+        self.assign([Part(words, is_content=True)])
+
+    def assign(self, parts: Sequence[Part], num_held: int = 0) -> None:
+        """Parts of it in their order; what lies between them is dropped. `num_held`: characters behind them of which
+        nothing is known yet."""
+        places: list[int] = []
+        limit = len(self._unread) - num_held
+        for part in reversed(parts):  # since the last of them ends where the held ones begin, or close to it
+            limit = max(self._unread.rfind(part.words, 0, max(limit, 0)), 0)
+            places.append(self._num_read + limit)
+        for part, start in zip(parts, reversed(places), strict=True):
+            if part.is_content:
+                self._tell(start, start + len(part.words))
+            self._skip_to(start + len(part.words))
+
+    def _tell(self, start: int, end: int) -> None:
         while self._waiting and self._waiting[0].start + self._waiting[0].has_text <= end:
             first = self._waiting.popleft()
             if first.end > start or not first.has_text:
                 self._told.append(first.told)
-        self._skip_to(end)
-
-    def drop(self, words: str, num_held: int = 0) -> None:
-        """These words of it are something else."""
-        self._skip_to(self._find(words, num_held) + len(words))
-
-    def _find(self, words: str, num_held: int) -> int:
-        at = len(self._unread) - num_held - len(words)
-        if at < 0 or not self._unread.startswith(words, at):
-            at = max(0, self._unread.find(words))
-        return self._num_read + at
 
     def _skip_to(self, position: int) -> None:
         self._unread = self._unread[position - self._num_read :]

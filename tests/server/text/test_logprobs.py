@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engines.types import TokenLogprobs
 from server.text.answer import AnswerStream
+from server.text.detokenizer import IncrementalDetokenizer
 from server.text.formats.format import HERMES, LLAMA
 from server.text.formats.thinking import PlainReader, ThinkingReader
 from server.text.logprobs import IMPOSSIBLE, LikelyToken, TokenTeller, ToldToken
@@ -111,6 +112,20 @@ def test_a_tool_call_is_no_content() -> None:
     text = 'well: <tool_call>\n{"name": "f", "arguments": {"a": "well"}}\n</tool_call>'
     steps = run(answer(reader=HERMES.reader(["f"], opened=False)), text.encode())
     assert [number for _, told in steps for number in told] == list(range(len("well:")))
+
+
+@pytest.mark.parametrize("tail", ["}final", "} } a", "b}b"])
+def test_content_that_begins_in_the_token_that_ends_a_call(tail: str) -> None:
+    call = '{"name": "f", "parameters": {"a": 1}'
+    vocabulary = [*(call[i : i + 1].encode() for i in range(len(call))), b"}" + tail[:1].encode()]
+    vocabulary += [character.encode() for character in tail[1:]]
+    detokenizers = [IncrementalDetokenizer(lambda i: vocabulary[i]) for _ in range(2)]
+    stream = AnswerStream(
+        TextStream(detokenizers[0]), LLAMA.reader(["f"], opened=False), tokens=TokenTeller(detokenizers[1], str)
+    )
+    steps = run(stream, range(len(vocabulary)))
+    assert "".join(words for words, _ in steps) == tail
+    assert [number for _, told in steps for number in told] == list(range(len(call), len(vocabulary)))
 
 
 def test_json_that_calls_nothing_is_content() -> None:
