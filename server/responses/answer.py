@@ -74,8 +74,9 @@ class _Open:
 class ResponseBuilder:
     """Every method returns the events that it makes; together they are the response's stream, in order.
 
-    `finish`, `fail` and `cancel` each make its terminal event: one of them is called, once. `sealed` makes the
-    encrypted content of what was thought, where it is asked for.
+    `finish`, `skip`, `fail` and `cancel` each make its terminal event, as the last of theirs: one of them is called,
+    once, and another only after `take_back`. `sealed` makes the encrypted content of what was thought, where it is
+    asked for.
     """
 
     def __init__(self, body: ResponseBody, sealed: Callable[[str], str] | None = None) -> None:
@@ -131,6 +132,11 @@ class ResponseBuilder:
     def fail(self, error: APIError, usage: Usage | None = None) -> list[Event]:
         self._cut(FAILED, usage, error=response_error(error))
         return [ResponseFailed(self.body, self._number())]
+
+    def take_back(self) -> None:
+        """The terminal event was told to nobody: another one takes its place."""
+        self._next_number -= 1
+        self._become(status=IN_PROGRESS, completed_at=None, incomplete_details=None, error=None)
 
     def cancel(self, usage: Usage | None = None) -> list[Event]:
         """No event of OpenAI's tells of a cancellation: its stream ends in an error."""

@@ -115,12 +115,15 @@ class Run:
         return self._telling.closing()
 
     async def _end(self, last: list[bytes]) -> None:
-        """One that was deleted, or taken for dead, has nobody to tell."""
+        """Who follows it here is told of no other end than who asks for it later."""
         self._is_ending = True
         try:
             await self._telling.kept()
         except APIError as error:
             log.warning("the end of %s is lost: %s", self.id, error.code)
+            last = self._telling.failure(error)
+            with contextlib.suppress(APIError):  # it fails all the same
+                await self._telling.kept()
         self.has_ended = True
         self._tell(last)
 

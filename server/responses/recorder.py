@@ -55,6 +55,7 @@ class Recorder:
         self._renewed_at = 0.0
         self._is_lost = False
         self._has_failed = False
+        self._num_tries = LAST_TRIES
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.stop: Callable[[bool], None] = lambda _: None
@@ -64,6 +65,11 @@ class Recorder:
         self._pending += events
         if body is not self._body:
             self._body, self._is_body_new = body, True
+
+    def take_back(self) -> None:
+        """The last event, which `end` could not write: another takes its place."""
+        if self._pending:  # else it is lost, and nothing of it is written any more
+            self._pending.pop()
 
     async def begin(self) -> None:
         """It is written down soon."""
@@ -87,8 +93,8 @@ class Recorder:
     async def _end(self) -> None:
         self._ending.set()
         if self._task is not None:
-            await self._task
-        for attempt in range(LAST_TRIES):
+            await asyncio.shield(self._task)  # a client that leaves now does not end it: `end` is called again
+        for attempt in range(self._num_tries):
             try:
                 await self._write()
                 break
@@ -96,6 +102,7 @@ class Recorder:
                 log.warning("the end of %s can't be written: %s", self._body.id, type(error).__name__)
                 await asyncio.sleep(FLUSH_EVERY * 2**attempt)
         else:
+            self._num_tries = 1  # of what is to be told instead: somebody waits for it
             raise Overloaded("The response can't be stored at the moment.", retry_after_ms=1000)
 
     async def _run(self) -> None:

@@ -21,7 +21,8 @@ from server.wire.response_events import DONE, Event, frame
 class Telling:
     """Entered with the generation, and left with it: a response that nobody waits for any more ends as cancelled.
 
-    Its last events are made by `closing`, `failure` or `cancelled`. They are sent when `kept` has returned.
+    Its last events are made by `closing`, `nothing`, `failure` or `cancelled`. They are sent when `kept` has returned;
+    where it raises, `failure` makes those that are sent instead.
     """
 
     def __init__(self, generation: Generation, builder: ResponseBuilder, recorder: Recorder | None) -> None:
@@ -30,6 +31,7 @@ class Telling:
         self._recorder = recorder
         self._is_begun = False
         self._is_kept = recorder is None
+        self._last: list[bytes] = []  # events, not to be sent before they are kept
 
     @property
     def body(self) -> ResponseBody:
@@ -63,32 +65,47 @@ class Telling:
         return self._told(self._builder.add(pieces))
 
     def closing(self) -> list[bytes]:
-        return self._told(self._builder.finish(self._generation.usage))
+        return self._ended(self._builder.finish(self._generation.usage))
 
     def nothing(self) -> list[bytes]:
         """The same of one that was to generate nothing."""
-        return self._told(self._builder.skip())
+        return self._ended(self._builder.skip())
 
     def failure(self, error: APIError) -> list[bytes]:
-        return self._told(self._builder.fail(error, self._usage()))
+        before = self._take_back()
+        return before + self._ended(self._builder.fail(error, self._usage()))
 
     def cancelled(self) -> list[bytes]:
-        return self._told(self._builder.cancel(self._usage()))
+        return self._ended(self._builder.cancel(self._usage()))
 
     async def kept(self) -> None:
-        """Raises Overloaded when it can't be stored: then what was made of its end is void."""
-        if self._recorder is not None and self._is_begun:
+        """Raises Overloaded when it can't be stored."""
+        if self._recorder is not None and self._is_begun and not self._is_kept:
             await self._recorder.end()
-        self._is_kept = True
+        self._is_kept, self._last = True, []
 
     def _usage(self) -> Usage | None:
         """None before the engine began."""
         usage = self._generation.usage
         return usage if usage.prompt_tokens else None
 
+    def _take_back(self) -> list[bytes]:
+        """The terminal event that was not kept; what stands before it is true all the same."""
+        if not self._last:
+            return []
+        before, self._last = self._last[:-1], []
+        self._builder.take_back()
+        if self._recorder is not None:
+            self._recorder.take_back()
+        return before
+
+    def _ended(self, events: Sequence[Event]) -> list[bytes]:
+        self._last = self._told(events)
+        return self._last
+
     def _told(self, events: Sequence[Event]) -> list[bytes]:
         told = [encode(event) for event in events]
-        if self._recorder is not None:
+        if self._recorder is not None and not self._is_kept:
             self._recorder.add(told, self.body)
         return told
 
