@@ -131,9 +131,11 @@ def _with_instructions(messages: list[Message], instructions: str | None) -> lis
 
 def without_oldest(messages: Sequence[Message], count: int) -> list[Message]:
     """What is left of a conversation that lost its oldest `count` messages, those of the system aside, and with them
-    the answers of tools that nobody asks for any more. The last message always stays."""
+    the answers of tools that nobody asks for any more. The last message always stays; the answer of a tool, with what
+    asked for it."""
     others = [place for place, message in enumerate(messages) if message["role"] not in _SYSTEM]
-    left = others[min(count, len(others) - 1) :]
-    while len(left) > 1 and messages[left[0]]["role"] == "tool":
-        left = left[1:]
-    return [message for place, message in enumerate(messages) if place in left or message["role"] in _SYSTEM]
+    askers = [index for index, place in enumerate(others) if messages[place]["role"] != "tool"]
+    if not askers:
+        return list(messages)
+    first = others[next(index for index in askers if index >= min(count, askers[-1]))]
+    return [message for place, message in enumerate(messages) if place >= first or message["role"] in _SYSTEM]

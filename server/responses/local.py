@@ -1,4 +1,4 @@
-"""What one WebSocket remembers of its last responses, so that those that are not stored can be gone on with too."""
+"""What one WebSocket remembers of its last responses that are not stored, so that they can be gone on with too."""
 
 from __future__ import annotations
 

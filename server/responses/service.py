@@ -14,7 +14,7 @@ from server.job import Caller
 from server.pipeline import Pipeline
 from server.reachable import database_reached
 from server.responses.answer import ResponseBuilder
-from server.responses.asking import chat_of, fitted, own_names
+from server.responses.asking import TOO_LONG, chat_of, fitted, own_names
 from server.responses.compacting import FEATURE, ID_PREFIX, CompactedAnswer, summarizing
 from server.responses.conversation import Message, Reading, messages_of
 from server.responses.local import Conversation, LocalConversations
@@ -23,6 +23,7 @@ from server.responses.recorder import Kept, Recorder
 from server.responses.scribe import Scribe
 from server.responses.seal import Seal
 from server.responses.telling import Telling
+from server.store.errors import TooMuch
 from server.store.responses import Responses, StoredResponse
 from server.wire.common import new_id
 from server.wire.response_body import LIVE
@@ -34,6 +35,8 @@ from server.wire.responses import (
     ConversationFields,
     ResponsesRequest,
 )
+
+MAX_CONVERSATION = 8 * 2**20  # characters of stored items, as JSON: each request that goes on with them reads them
 
 
 @dataclass(slots=True, frozen=True)
@@ -58,11 +61,12 @@ class Prepared:
     def telling(self) -> Telling:
         return Telling(self.generation, self.builder, self.recorder)
 
-    def conversation(self) -> Conversation:
-        """With the answer, once it has ended."""
-        output = msgspec.to_builtins(self.builder.body.output)
-        items = [*self.asked.before.items, *self.asked.own, *output]
-        return Conversation(items, self.builder.body.id if self.recorder is not None else None)
+    def remember_in(self, local: LocalConversations) -> None:
+        """With its answer, once it has ended. What is stored is read where it may be deleted."""
+        if self.recorder is None:
+            output = msgspec.to_builtins(self.builder.body.output)
+            conversation = Conversation([*self.asked.before.items, *self.asked.own, *output], None)
+            local.remember(self.builder.body.id, conversation)
 
 
 class ResponsesService:
@@ -84,20 +88,19 @@ class ResponsesService:
     ) -> Prepared:
         """`local` is what the request's connection remembers. Raises APIError; nothing is held yet."""
         asked = await self.read(caller, request, local)
-        generation = await fitted(
-            asked.messages,
-            lambda messages: self._generation(caller, request, messages),
-            truncate=request.truncation == "auto",
-        )
+        generation = await self._fitted(caller, request, asked.messages)
         job = generation.job
         body = opening_body(request, job.head, job.prompts[0].sampling)
         sealed = self.seal(caller).close if request.includes(ENCRYPTED_REASONING) else None
         recorder = Recorder(self.scribe, self._kept(caller, asked), body) if request.is_stored else None
         return Prepared(generation, asked, ResponseBuilder(body, sealed), recorder)
 
-    async def _generation(self, caller: Caller, request: ResponsesRequest, messages: Sequence[Message]) -> Generation:
-        with own_names():
-            return await self._pipeline.chat(caller, chat_of(request, messages), FEATURE, ID_PREFIX)
+    async def _fitted(self, caller: Caller, request: AnswerFields, messages: Sequence[Message]) -> Generation:
+        async def attempt(some: Sequence[Message]) -> Generation:
+            with own_names():
+                return await self._pipeline.chat(caller, chat_of(request, some), FEATURE, ID_PREFIX)
+
+        return await fitted(messages, attempt, truncate=request.truncation == "auto")
 
     def _kept(self, caller: Caller, asked: Asked) -> Kept:
         """A conversation that is stored is gone on with; of one that is not, all is this response's own input."""
@@ -107,6 +110,9 @@ class ResponsesService:
 
     async def count_tokens(self, caller: Caller, request: AnswerFields) -> int:
         asked = await self.read(caller, request)
+        if request.truncation == "auto":
+            generation = await self._fitted(caller, request, asked.messages)
+            return len(generation.job.prompts[0].token_ids)
         with own_names():
             return await self._pipeline.count_tokens(caller, chat_of(request, asked.messages))
 
@@ -137,13 +143,23 @@ class ResponsesService:
         account = caller.principal.account_id
         with database_reached():
             stored = await self.store.get(account, response_id)
-            items = None if stored is None else await self.store.conversation(account, response_id)
-        if stored is None or items is None:
+        if stored is None:
             raise _previous_not_found(response_id)
         if stored.status in LIVE:
             message = f"The previous response '{response_id}' has not ended yet."
             raise InvalidRequest(message, param="previous_response_id", code="previous_response_not_ended")
-        return Conversation(items, response_id)
+        return Conversation(await self._stored_items(account, response_id), response_id)
+
+    async def _stored_items(self, account: str, response_id: str) -> list[Item]:
+        try:
+            with database_reached():
+                items = await self.store.conversation(account, response_id, MAX_CONVERSATION)
+        except TooMuch:
+            message = f"The conversation up to '{response_id}' is too long: begin a new one with the latest of it."
+            raise InvalidRequest(message, param="previous_response_id", code=TOO_LONG) from None
+        if items is None:
+            raise _previous_not_found(response_id)
+        return items
 
     async def _own_items(self, caller: Caller, request: ConversationFields, before: Conversation) -> list[Item]:
         """With what references stand for in their place."""

@@ -104,7 +104,7 @@ class ResponsesSocket(Socket):
             await telling.begin()
             events = telling.opening() + telling.nothing()
             await telling.kept()
-            self._local.remember(telling.body.id, prepared.conversation())
+            prepared.remember_in(self._local)
             await self._send_events(events, frame)
 
     async def _tell(self, generation: Generation, telling: Telling, prepared: Prepared, frame: ResponseFrame) -> None:
@@ -129,7 +129,7 @@ class ResponsesSocket(Socket):
     def _remember(self, prepared: Prepared) -> None:
         body = prepared.builder.body
         if body.status in (COMPLETED, INCOMPLETE):
-            self._local.remember(body.id, prepared.conversation())
+            prepared.remember_in(self._local)
         else:
             self._local.forget(body.previous_response_id)
 

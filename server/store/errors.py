@@ -14,5 +14,9 @@ class WrongKeySpec(StoreError):
         self.field = field
 
 
+class TooMuch(StoreError):
+    """More than may be read at once."""
+
+
 class NameTaken(StoreError):
     """An account of this name exists already."""

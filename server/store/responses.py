@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, literal, select, update
+from sqlalchemy import Select, delete, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.store.database import Database
 from server.store.dialects import insert_or_ignore
+from server.store.errors import TooMuch
 from server.store.tables import ResponseEventsRow, ResponseItemRow, ResponseRow
 
 Item = dict[str, Any]
@@ -143,18 +144,23 @@ class Responses:
             rows = await session.execute(query.order_by(ResponseRow.created_at))
             return {item_id: json.loads(item) for item_id, item in rows}
 
-    async def conversation(self, account_id: str, response_id: str) -> list[Item] | None:
-        """Everything up to and with this response's output, its ancestors' first; None where one of them is gone."""
+    async def conversation(self, account_id: str, response_id: str, max_characters: int) -> list[Item] | None:
+        """Everything up to and with this response's output, its ancestors' first; None where one of them is gone.
+        Raises TooMuch where it is longer, as JSON, than `max_characters`."""
         own = select(ResponseRow.id, ResponseRow.parent_id).where(ResponseRow.account_id == account_id)
         chain = own.where(ResponseRow.id == response_id).add_columns(literal(0).label("depth")).cte(recursive=True)
         older = own.join(chain, ResponseRow.id == chain.c.parent_id).add_columns(chain.c.depth + 1)
         chain = chain.union_all(older)
-        query = select(ResponseItemRow.item).join(chain, chain.c.id == ResponseItemRow.response_id)
+        oldest = select(chain.c.parent_id).order_by(chain.c.depth.desc()).limit(1)
+        of_chain = chain.c.id == ResponseItemRow.response_id
+        size = select(func.sum(func.length(ResponseItemRow.item))).join(chain, of_chain)
+        query = select(ResponseItemRow.item).join(chain, of_chain)
         query = query.order_by(chain.c.depth.desc(), ResponseItemRow.is_output, ResponseItemRow.position)
         async with self._database.read() as session:
-            found = (await session.execute(select(chain.c.id, chain.c.parent_id))).all()
-            if not found or any(parent and parent not in {row.id for row in found} for _, parent in found):
+            if (await session.execute(oldest)).all() != [(None,)]:
                 return None
+            if (await session.scalar(size) or 0) > max_characters:
+                raise TooMuch(f"a conversation is longer than {max_characters} characters")
             return [json.loads(item) for item in await session.scalars(query)]
 
     # --- by whoever has the time
@@ -214,17 +220,19 @@ async def _put_items(
 ) -> None:
     same = ResponseItemRow.response_id == response_id, ResponseItemRow.is_output.is_(is_output)
     await session.execute(delete(ResponseItemRow).where(*same))
-    session.add_all(
-        ResponseItemRow(
-            response_id=response_id,
-            is_output=is_output,
-            position=position,
-            item_id=item["id"],
-            account_id=account_id,
-            item=json.dumps(item),
-        )
+    rows = [
+        {
+            "response_id": response_id,
+            "is_output": is_output,
+            "position": position,
+            "item_id": item["id"],
+            "account_id": account_id,
+            "item": json.dumps(item),
+        }
         for position, item in enumerate(items)
-    )
+    ]
+    if rows:  # many of them would be slow as objects
+        await session.execute(insert(ResponseItemRow), rows)
 
 
 def _events_row(progress: Progress) -> ResponseEventsRow:

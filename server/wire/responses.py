@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.wire.chat import KNOWS_TOOLS, MAX_TEMPLATE_KWARGS
 from server.wire.common import (
+    MAX_INT,
     MAX_LOGIT_BIAS,
     MAX_STOP_TOKENS,
     MAX_STOPS,
@@ -222,7 +223,7 @@ class _Query(BaseModel):
 
 class RetrieveQuery(_Query):
     stream: bool = False
-    starting_after: Annotated[int, Field(ge=-1)] | None = None
+    starting_after: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
     include_obfuscation: bool = False
 
     @model_validator(mode="after")

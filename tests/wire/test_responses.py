@@ -230,6 +230,25 @@ def test_a_stream_is_stored_with_its_events(sdk: openai.OpenAI) -> None:
     assert [event.to_dict() for event in rest] == [event.to_dict() for event in events[6:]]
 
 
+def test_a_stream_is_told_from_beyond_its_end(sdk: openai.OpenAI, http: httpx.Client) -> None:
+    events = list(sdk.responses.create(model="echo", input="hello", max_output_tokens=8, stream=True))
+    last: Any = events[-1]
+    assert list(sdk.responses.retrieve(last.response.id, stream=True, starting_after=2**31 - 1)) == []
+    answer = http.get(f"/v1/responses/{last.response.id}", params={"stream": "true", "starting_after": 2**63})
+    assert check_error(answer, 400)["param"] == "starting_after"
+
+
+def test_one_that_is_deleted_while_it_is_streamed_fails_with_all_its_numbers(sdk: openai.OpenAI) -> None:
+    stream = iter(sdk.responses.create(model="slow/model", input="x", max_output_tokens=8, stream=True))
+    events = [next(stream) for _ in range(7)]  # by then it is stored
+    first: Any = events[0]
+    sdk.responses.delete(first.response.id)
+    events += stream
+    assert events[-1].type == "response.failed"
+    assert [event.sequence_number for event in events] == list(range(len(events)))  # type: ignore[union-attr]
+    assert "response.output_item.done" in {event.type for event in events}
+
+
 def test_one_that_was_made_whole_has_no_stream(sdk: openai.OpenAI) -> None:
     made = create(sdk)
     with pytest.raises(openai.BadRequestError):
@@ -364,6 +383,13 @@ def test_input_tokens(sdk: openai.OpenAI) -> None:
     made = create(sdk, "one")
     longer = sdk.responses.input_tokens.count(model="echo", input="two", previous_response_id=made.id)
     assert longer.input_tokens == len("one" + made.output_text + "two")
+
+
+def test_input_tokens_of_what_truncation_leaves(sdk: openai.OpenAI) -> None:
+    items: Any = [{"role": "user", "content": f"{i:04}"} for i in range(1500)]
+    counted = sdk.responses.input_tokens.count(model="echo@2", input=items, truncation="auto")
+    assert 4088 <= counted.input_tokens < 4096
+    assert sdk.responses.input_tokens.count(model="echo@2", input=items).input_tokens == 6000
 
 
 # -- compaction ------------------------------------------------------------------------------------------------

@@ -131,6 +131,16 @@ def test_a_conversation_that_is_not_stored_goes_on_here_alone(dial: Dial, sdk: o
     assert fourth.output_text == answer_to(context, 4)
 
 
+def test_one_that_was_deleted_is_not_gone_on_with(dial: Dial, sdk: openai.OpenAI) -> None:
+    with dial() as ws:
+        first = ask(ws, "one")
+        second = ask(ws, "two", previous_response_id=first["id"])
+        assert said(second) == answer_to("one" + said(first) + "two", 4)
+        sdk.responses.delete(second["id"])
+        missing = refusal(ws, "three", previous_response_id=second["id"])
+        assert missing["error"]["code"] == "previous_response_not_found"
+
+
 def test_one_with_which_a_request_has_failed_is_forgotten(dial: Dial) -> None:
     orphan = [{"type": "function_call_output", "call_id": "c", "output": ""}]
     with dial() as ws:

@@ -110,3 +110,14 @@ def test_the_oldest_are_dropped_but_never_the_last(count: int, left: str) -> Non
     roles = {"s": "system", "t": "tool", "1": "user", "2": "assistant", "3": "user"}
     conversation = [says(roles[name], name) for name in "s12t3"]
     assert "".join(message["content"] for message in without_oldest(conversation, count)) == left
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 9])
+def test_the_last_answers_of_tools_stay_with_what_asked_for_them(count: int) -> None:
+    conversation = [says(role, role) for role in ("user", "user", "assistant", "tool", "tool")]
+    assert without_oldest(conversation, count) == conversation[2:]
+
+
+def test_system_messages_alone_are_left_alone() -> None:
+    conversation = [says("system", "a"), says("developer", "b")]
+    assert without_oldest(conversation, 1) == conversation

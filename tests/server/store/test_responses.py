@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from server.store import Store
+from server.store.errors import TooMuch
 from server.store.records import utc_now
 from server.store.responses import Opening, Progress, Standing, StoredResponse
 
@@ -60,7 +62,7 @@ async def test_it_is_written_read_advanced_and_deleted(store: Store) -> None:
     await store.responses.write([ended])
     stored = await store.responses.get(ACCOUNT, "resp_1")
     assert stored == replace(made, status="completed", lease_until=None, body="{}")
-    assert await store.responses.conversation(ACCOUNT, "resp_1") == items("a", "b")
+    assert await store.responses.conversation(ACCOUNT, "resp_1", 10_000) == items("a", "b")
     assert await store.responses.delete(ACCOUNT, "resp_1") is True
     assert await store.responses.delete(ACCOUNT, "resp_1") is False
     assert await store.responses.get(ACCOUNT, "resp_1") is None
@@ -71,7 +73,7 @@ async def test_it_is_written_read_advanced_and_deleted(store: Store) -> None:
 async def test_another_account_sees_and_does_nothing(store: Store) -> None:
     await put(store, response("resp_1"), ("a",))
     assert await store.responses.get("other", "resp_1") is None
-    assert await store.responses.conversation("other", "resp_1") is None
+    assert await store.responses.conversation("other", "resp_1", 10_000) is None
     assert await store.responses.inputs("other", "resp_1") == []
     assert await store.responses.items("other", ["a"]) == {}
     assert await store.responses.delete("other", "resp_1") is False
@@ -88,7 +90,7 @@ async def test_the_same_news_may_be_written_again(store: Store) -> None:
     for progress in (first, first, second, second, second):
         assert await store.responses.write([progress]) == [Standing(is_ours=True)]
     assert await store.responses.events_after("resp_1", -1) == [b"0", b"1", b"2"]
-    assert await store.responses.conversation(ACCOUNT, "resp_1") == items("a", "b")
+    assert await store.responses.conversation(ACCOUNT, "resp_1", 10_000) == items("a", "b")
 
 
 @pytest.mark.parametrize("after", range(-1, 6))
@@ -104,16 +106,27 @@ async def test_a_conversation_is_all_before_it_and_broken_by_a_deletion(store: S
     await put(store, response("r1"), ("a",), ("b",))
     await put(store, response("r2", "r1"), ("c", "d"), ("e",))
     await put(store, response("r3", "r2"), ("f",))
-    assert await store.responses.conversation(ACCOUNT, "r3") == items("a", "b", "c", "d", "e", "f")
-    assert await store.responses.conversation(ACCOUNT, "r2") == items("a", "b", "c", "d", "e")
+    assert await store.responses.conversation(ACCOUNT, "r3", 10_000) == items("a", "b", "c", "d", "e", "f")
+    assert await store.responses.conversation(ACCOUNT, "r2", 10_000) == items("a", "b", "c", "d", "e")
     await store.responses.delete(ACCOUNT, "r1")
-    assert await store.responses.conversation(ACCOUNT, "r3") is None
+    assert await store.responses.conversation(ACCOUNT, "r3", 10_000) is None
+
+
+async def test_a_conversation_is_read_up_to_a_size(store: Store) -> None:
+    await put(store, response("r1"), ("a",))
+    await put(store, response("r2", "r1"), output=("b",))
+    size = sum(len(json.dumps(one)) for one in items("a", "b"))
+    assert await store.responses.conversation(ACCOUNT, "r2", size) == items("a", "b")
+    with pytest.raises(TooMuch):
+        await store.responses.conversation(ACCOUNT, "r2", size - 1)
+    await put(store, response("empty"))
+    assert await store.responses.conversation(ACCOUNT, "empty", 0) == []
 
 
 async def test_a_conversation_never_goes_on_with_another_account_s(store: Store) -> None:
     await put(store, response("r1", account_id="other"), ("a",))
     await put(store, response("r2", "r1"), ("b",))
-    assert await store.responses.conversation(ACCOUNT, "r2") is None
+    assert await store.responses.conversation(ACCOUNT, "r2", 10_000) is None
 
 
 async def test_pages_of_the_input(store: Store) -> None:
