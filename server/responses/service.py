@@ -114,7 +114,7 @@ class ResponsesService:
             generation = await self._fitted(caller, request, asked.messages)
             return len(generation.job.prompts[0].token_ids)
         with own_names():
-            return await self._pipeline.count_tokens(caller, chat_of(request, asked.messages))
+            return await self._pipeline.count_tokens(caller, chat_of(request, asked.messages), FEATURE)
 
     async def compact(self, caller: Caller, request: CompactRequest) -> CompactedAnswer:
         """Raises APIError; nothing is held yet."""
