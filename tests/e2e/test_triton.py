@@ -123,6 +123,10 @@ def test_an_error_of_the_model(client: openai.OpenAI, model: str) -> None:
     ("model", "name", "value"),
     [
         ("vllm", "logit_bias", {"5": 1}),
+        ("vllm", "logprobs", True),
+        ("ensemble", "logprobs", True),
+        ("tokens", "logprobs", True),
+        ("llmapi", "logprobs", True),
         ("ensemble", "min_p", 0.5),
         ("ensemble", "stop_token_ids", [65]),
         ("tokens", "logit_bias", {"5": 1}),
@@ -134,6 +138,14 @@ def test_a_parameter_that_the_convention_lacks(client: openai.OpenAI, model: str
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, model, "hello", extra_body={name: value})
     assert (caught.value.code, caught.value.param) == ("unsupported_parameter", name)
+
+
+def test_several_answers_and_an_echo_need_no_logprobs(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="vllm", prompt="hello", n=2, echo=True, max_tokens=3)
+    assert [choice.text[:5] for choice in answer.choices] == ["hello", "hello"]
+    for fields in ({"logprobs": 0}, {"best_of": 2}, {"logprobs": 1, "echo": True, "max_tokens": 0}):
+        with pytest.raises(openai.BadRequestError, match="does not tell how likely"):
+            client.completions.create(**{"model": "vllm", "prompt": "hello", "max_tokens": 3, **fields})
 
 
 def test_a_message_can_t_pose_as_a_special_token(client: openai.OpenAI) -> None:
