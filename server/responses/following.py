@@ -21,6 +21,8 @@ from server.wire.response_body import LIVE
 from server.wire.response_events import DONE, ErrorEvent, event_head, frame
 
 POLL_EVERY = 0.25  # seconds
+MAX_EVENTS = 1000  # that one who follows is given at once
+MAX_ROWS = 50  # of events
 
 
 class Source(Protocol):
@@ -44,7 +46,7 @@ class RunSource:
         return self._run.has_ended and self._num_known >= len(self._run.events)
 
     async def next(self, patience: float) -> list[bytes]:
-        events = await self._run.news(self._num_known, patience)
+        events = (await self._run.news(self._num_known, patience))[:MAX_EVENTS]
         self._num_known += len(events)
         return events
 
@@ -52,7 +54,7 @@ class RunSource:
 class EventStore(Protocol):
     """What is asked of `server.store.responses.Responses`."""
 
-    async def events_after(self, response_id: str, sequence_number: int) -> list[bytes]: ...
+    async def events_after(self, response_id: str, sequence_number: int, num_rows: int) -> list[bytes]: ...
 
     async def get(self, account_id: str, response_id: str) -> StoredResponse | None: ...
 
@@ -85,8 +87,8 @@ class StoredSource:
         response = self._response
         with database_reached():
             stored = await self._store.get(response.account_id, response.id)
-            events = await self._store.events_after(response.id, self._after)
-        self.has_ended = stored is None or stored.status not in LIVE
+            events = await self._store.events_after(response.id, self._after, MAX_ROWS)
+        self.has_ended = not events and (stored is None or stored.status not in LIVE)
         if stored is None and not events:
             raise Overloaded("The response was deleted.", code="response_deleted")
         return events
@@ -125,7 +127,8 @@ class FollowedResponse(Response):
         try:
             while not self._source.has_ended:
                 events = await self._source.next(self._keep_alive)
-                await self._send(send, self._frames(events) or PING)
+                if events or not self._source.has_ended:
+                    await self._send(send, self._frames(events) or PING)
         except APIError as error:
             told = ErrorEvent(error.code, error.message, error.param, max(self._after, 0))
             await self._send(send, frame(encode(told)))

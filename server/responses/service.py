@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import msgspec
 
-from server.errors import InvalidRequest, NotFound
+from server.errors import InvalidRequest, NotFound, PermissionDenied
 from server.generation import Generation
 from server.job import Caller
 from server.pipeline import Pipeline
@@ -30,6 +31,7 @@ from server.wire.response_body import LIVE
 from server.wire.response_items import Item, ItemReference, kept
 from server.wire.responses import (
     ENCRYPTED_REASONING,
+    LOGPROBS,
     AnswerFields,
     CompactRequest,
     ConversationFields,
@@ -176,7 +178,9 @@ class ResponsesService:
     # --- what is stored
 
     async def stored(self, caller: Caller, response_id: str) -> StoredResponse:
-        """Raises NotFound."""
+        """Raises NotFound, and PermissionDenied for a key that may make none."""
+        if not caller.principal.may_use_feature(FEATURE):
+            raise PermissionDenied(f"This API key may not use '{FEATURE}'.")
         if "\0" in response_id:  # PostgreSQL would not even look for it
             raise response_not_found(response_id)
         with database_reached():
@@ -190,6 +194,20 @@ class ResponsesService:
         await self.stored(caller, response_id)
         with database_reached():
             await self.store.delete(caller.principal.account_id, response_id)
+
+
+def check_included(stored: StoredResponse, include: Sequence[str]) -> None:
+    """What is told besides is what was asked for when it was made. Raises InvalidRequest for more than that."""
+    if not {LOGPROBS, ENCRYPTED_REASONING} & set(include):
+        return
+    items = json.loads(stored.body)["output"]
+    parts = [part for item in items if item["type"] == "message" for part in item["content"]]
+    lacks_logprobs = any(part["text"] and not part["logprobs"] for part in parts)
+    lacks_sealed = any("encrypted_content" not in item for item in items if item["type"] == "reasoning")
+    for name, is_lacking in ((LOGPROBS, lacks_logprobs), (ENCRYPTED_REASONING, lacks_sealed)):
+        if is_lacking and name in include:
+            message = f"This response has no '{name}': it was made without."
+            raise InvalidRequest(message, param="include", code="unsupported_value")
 
 
 def response_not_found(response_id: str) -> NotFound:

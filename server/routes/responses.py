@@ -16,7 +16,7 @@ from server.job import Caller
 from server.reachable import database_reached
 from server.responses.background import Run
 from server.responses.following import FollowedResponse, RunSource, Source, StoredSource
-from server.responses.service import Prepared
+from server.responses.service import Prepared, check_included
 from server.responses.socket import ResponsesSocket
 from server.responses.telling import ResponseEvents
 from server.responses.whole import WholeResponse
@@ -108,6 +108,7 @@ async def retrieve(response_id: str, request: Request, caller: CurrentCaller, se
     async with limit_headers_on_errors(caller.principal, services):
         query = read_query(request, RetrieveQuery)
         stored = await services.responses.stored(caller, response_id)
+        check_included(stored, query.include)
     if not query.stream:
         return _json(stored.body.encode())
     after = -1 if query.starting_after is None else query.starting_after

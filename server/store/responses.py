@@ -100,10 +100,10 @@ class Responses:
         async with self._database.write() as session:
             await session.execute(update(ResponseRow).where(*where).values(cancel_requested=True))
 
-    async def events_after(self, response_id: str, sequence_number: int) -> list[bytes]:
-        """In order, as far as they are written."""
+    async def events_after(self, response_id: str, sequence_number: int, num_rows: int | None = None) -> list[bytes]:
+        """In order, as far as they are written, or those of `num_rows` rows."""
         rows = ResponseEventsRow.response_id == response_id, ResponseEventsRow.last > sequence_number
-        query = select(ResponseEventsRow).where(*rows).order_by(ResponseEventsRow.first)
+        query = select(ResponseEventsRow).where(*rows).order_by(ResponseEventsRow.first).limit(num_rows)
         async with self._database.read() as session:
             found = (await session.scalars(query)).all()
         return [

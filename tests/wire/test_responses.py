@@ -115,7 +115,13 @@ def test_logprobs(sdk: openai.OpenAI) -> None:
     deltas = [event for event in events if event.type == "response.output_text.delta"]
     told = [(token.token, token.logprob) for event in deltas for token in event.logprobs]
     assert told == [(token.token, token.logprob) for token in part.logprobs]
-    assert create(sdk).output[0].content[0].logprobs == []  # type: ignore[union-attr, index]
+    assert sdk.responses.retrieve(made.id, include=asked["include"]).to_dict() == made.to_dict()
+    without = create(sdk)
+    assert without.output[0].content[0].logprobs == []  # type: ignore[union-attr, index]
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.responses.retrieve(without.id, include=asked["include"])
+    assert caught.value.param == "include"
+    assert sdk.responses.retrieve(without.id, include=["reasoning.encrypted_content"]).id == without.id
 
 
 def test_frames(http: httpx.Client) -> None:
@@ -173,8 +179,13 @@ def test_truncation_drops_the_oldest(sdk: openai.OpenAI) -> None:
 
 
 def test_a_feature_of_its_own(server: PenstockProcess, make_key: MakeKey) -> None:
+    without = server.sdk(api_key=make_key(features=["chat"]))
+    responses = without.responses
     with pytest.raises(openai.PermissionDeniedError):
-        create(server.sdk(api_key=make_key(features=["chat"])))
+        create(without)
+    for call in (responses.retrieve, responses.delete, responses.cancel, responses.input_items.list):
+        with pytest.raises(openai.PermissionDeniedError):
+            call("resp_1")
     assert create(server.sdk(api_key=make_key(features=["responses"]))).id
 
 

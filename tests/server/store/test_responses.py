@@ -102,6 +102,14 @@ async def test_events_after_one_of_them(store: Store, after: int) -> None:
     assert await store.responses.events_after("resp_1", after) == [b"0", b"1", b"2", b"3", b"4"][after + 1 :]
 
 
+async def test_events_of_so_many_rows(store: Store) -> None:
+    made = response("resp_1")
+    await put(store, made)
+    for first in range(0, 6, 2):
+        await store.responses.write([news(made, first=first, events=[b"%d" % first, b"%d" % (first + 1)])])
+    assert await store.responses.events_after("resp_1", 0, 2) == [b"1", b"2", b"3"]
+
+
 async def test_a_conversation_is_all_before_it_and_broken_by_a_deletion(store: Store) -> None:
     await put(store, response("r1"), ("a",), ("b",))
     await put(store, response("r2", "r1"), ("c", "d"), ("e",))
