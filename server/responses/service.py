@@ -207,7 +207,7 @@ def check_included(stored: StoredResponse, include: Sequence[str]) -> None:
     for name, is_lacking in ((LOGPROBS, lacks_logprobs), (ENCRYPTED_REASONING, lacks_sealed)):
         if is_lacking and name in include:
             message = f"This response has no '{name}': it was made without."
-            raise InvalidRequest(message, param="include", code="unsupported_value")
+            raise InvalidRequest(message, param="include")
 
 
 def response_not_found(response_id: str) -> NotFound:

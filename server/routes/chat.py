@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
+from server.chat_socket import ChatSocket
 from server.routes.common import CurrentCaller, CurrentServices, limit_headers_on_errors, read, respond
-from server.websocket import ChatSocket
 from server.wire.answers import answers
 from server.wire.chat import ChatCompletionFrame, ChatCompletionRequest
 from server.wire.chat_answer import ChatCompletionBody, chat_completion, chunk_encoder

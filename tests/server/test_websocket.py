@@ -11,10 +11,11 @@ from typing import Any, cast
 import pytest
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from server.chat_socket import ChatSocket
 from server.errors import AuthenticationFailed, NotFound
 from server.services import Services
 from server.settings_sections import CacheSettings
-from server.websocket import ChatSocket, accepted_subprotocol, check_origin, refuse
+from server.websocket import accepted_subprotocol, check_origin, refuse
 
 REQUEST = '{"model":"m","messages":[{"role":"user","content":"x"}],"request_id":"a"}'
 

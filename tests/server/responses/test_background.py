@@ -15,7 +15,6 @@ from server.responses import recorder as recorder_module
 from server.responses.answer import ResponseBuilder
 from server.responses.background import Run
 from server.responses.following import RunSource
-from server.responses.recorder import LAST_TRIES
 from server.responses.service import Prepared
 from server.wire.response_body import QUEUED
 from tests.server.responses.test_answer import TERMINAL, body
@@ -48,14 +47,16 @@ class PaperGeneration:
         return [Piece(0, "hello", FinishReason.STOP)]
 
 
-@pytest.mark.parametrize(("failures", "status"), [(0, "completed"), (LAST_TRIES, "failed"), (1000, "failed")])
-async def test_followers_are_told_of_no_end_that_could_not_be_stored(failures: int, status: str) -> None:
+@pytest.mark.parametrize(
+    ("failures", "refused", "status"), [(0, "", "completed"), (0, "completed", "failed"), (1000, "", "failed")]
+)
+async def test_followers_are_told_of_no_end_that_could_not_be_stored(failures: int, refused: str, status: str) -> None:
     store, generation = PaperStore(), PaperGeneration()
     asked: Any = SimpleNamespace()
     run = Run(Prepared(generation, asked, ResponseBuilder(body(QUEUED)), recorder(store)))  # type: ignore[arg-type]
     await run.start()
     source, told = RunSource(run, -1), []
-    store.failures = failures
+    store.failures, store.refused = failures, refused
     generation.may_end.set()
     while not source.has_ended:
         told += await source.next(1.0)
@@ -63,5 +64,5 @@ async def test_followers_are_told_of_no_end_that_could_not_be_stored(failures: i
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert [event["type"] in TERMINAL for event in events] == [False] * (len(events) - 1) + [True]
     assert events[-1]["response"]["status"] == status
-    if failures < 1000:
+    if not failures:
         assert stored(store) == told

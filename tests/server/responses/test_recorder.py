@@ -28,6 +28,7 @@ class PaperStore:
 
     batches: list[list[Progress]] = field(default_factory=list)
     failures: int = 0  # so many writes fail
+    refused: str = ""  # writes of this status fail
     poison: str = ""  # a response that it refuses
     standing: Standing = field(default_factory=lambda: Standing(is_ours=True))
     hold: asyncio.Event | None = None
@@ -37,6 +38,8 @@ class PaperStore:
             await self.hold.wait()
         if self.failures:
             self.failures -= 1
+            raise ConnectionError
+        if any(progress.status == self.refused for progress in news):
             raise ConnectionError
         if any(progress.response_id == self.poison for progress in news):
             raise ValueError("poison")

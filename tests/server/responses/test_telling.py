@@ -15,13 +15,10 @@ from server.choice import Piece
 from server.errors import Overloaded
 from server.responses import recorder as recorder_module
 from server.responses.answer import ResponseBuilder
-from server.responses.recorder import LAST_TRIES
 from server.responses.telling import Telling
 from server.store.responses import Standing
 from tests.server.responses.test_answer import TERMINAL, body
 from tests.server.responses.test_recorder import PaperStore, recorder
-
-AWAY = LAST_TRIES  # as many writes fail as an end is tried
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +40,12 @@ def stored(store: PaperStore) -> list[bytes]:
     return events
 
 
-async def told(made: Telling, store: PaperStore, *, failures: int) -> list[bytes]:
+async def told(made: Telling, store: PaperStore, *, failures: int = 0, refused: str = "") -> list[bytes]:
     """As streams tell it."""
     await made.begin()
     sent = made.opening() + made.of([Piece(0, "hello", FinishReason.LENGTH)])
     await asyncio.sleep(0.03)
-    store.failures = failures
+    store.failures, store.refused = failures, refused
     last = made.closing()
     try:
         await made.kept()
@@ -59,25 +56,29 @@ async def told(made: Telling, store: PaperStore, *, failures: int) -> list[bytes
     return sent + last
 
 
-@pytest.mark.parametrize(("failures", "status"), [(0, "incomplete"), (2, "incomplete"), (AWAY, "failed")])
-async def test_a_stream_has_one_end_and_all_numbers_wherever_it_is_read(failures: int, status: str) -> None:
+@pytest.mark.parametrize(
+    ("failures", "refused", "status"), [(0, "", "incomplete"), (2, "", "incomplete"), (0, "incomplete", "failed")]
+)
+async def test_a_stream_has_one_end_and_all_numbers_wherever_it_is_read(
+    failures: int, refused: str, status: str
+) -> None:
     store = PaperStore()
     made = telling(store)
-    sent = await told(made, store, failures=failures)
+    sent = await told(made, store, failures=failures, refused=refused)
     events = [json.loads(event) for event in sent]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert [event["type"] in TERMINAL for event in events] == [False] * (len(events) - 1) + [True]
     assert stored(store) == sent
     response = events[-1]["response"]
     assert (response["status"], store.written[-1].status) == (status, status)
-    assert (response["error"] is None, response["incomplete_details"] is None) == (status != "failed", failures > 2)
+    assert (response["error"] is None) == (response["incomplete_details"] is not None) == (status != "failed")
     assert response["output"] == [event["item"] for event in events if event["type"] == "response.output_item.done"]
 
 
 async def test_nothing_is_told_to_the_store_after_the_end() -> None:
     store = PaperStore()
     made = telling(store)
-    sent = await told(made, store, failures=0)
+    sent = await told(made, store)
     made.failure(Overloaded("The client's connection broke."))
     await made.kept()
     assert stored(store) == sent
@@ -86,7 +87,7 @@ async def test_nothing_is_told_to_the_store_after_the_end() -> None:
 async def test_one_that_was_deleted_meanwhile_fails_with_all_numbers() -> None:
     store = PaperStore(standing=Standing(is_ours=False))
     made = telling(store)
-    events = [json.loads(event) for event in await told(made, store, failures=0)]
+    events = [json.loads(event) for event in await told(made, store)]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert (events[-1]["type"], made.body.status) == ("response.failed", "failed")
 
