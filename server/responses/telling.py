@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -47,7 +48,8 @@ class Telling:
     async def _abandon(self) -> None:
         if self.body.status in LIVE:
             self.cancelled()
-        await self.kept()
+        with contextlib.suppress(APIError):  # nobody is left to be told
+            await self.kept()
 
     async def begin(self) -> None:
         """It is known from here on. Raises Overloaded."""

@@ -107,3 +107,10 @@ async def test_a_client_that_leaves_while_the_end_is_written_does_not_undo_it() 
         assert store.hold is not None
         store.hold.set()
     assert store.written[-1].status == "completed"
+
+
+async def test_one_whose_failure_can_t_be_stored_either_ends_all_the_same() -> None:
+    store = PaperStore()
+    async with telling(store) as made:
+        sent = await told(made, store, failures=1000)
+    assert json.loads(sent[-1])["type"] == "response.failed"
