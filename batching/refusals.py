@@ -11,7 +11,9 @@ def check_request(request: GenerationRequest, info: EngineInfo, max_model_len: i
     """What the engine could not run, whatever its state. The gateway has checked the same things: this is what keeps
     one malformed request from failing a step, and with it everybody else's requests."""
     prompt, output = request.prompt_token_ids, request.output_token_ids
-    if output and not request.sampling.can_continue(info.continuation):
+    if request.texts:
+        message = "This engine has no embeddings of a generating model."
+    elif output and not request.sampling.can_continue(info.continuation):
         message = "The engine can't go on with another one's answer."
     elif not 0 < len(prompt) < max_model_len:
         message = f"The prompt has {len(prompt)} tokens; this model takes 1 to {max_model_len - 1}."

@@ -22,7 +22,7 @@ from batching.queue import AdmissionQueue
 from batching.refusals import check_request, overloaded, waited_in_vain
 from batching.sequence import Sequence, SequenceStatus
 from batching.stats import WorkerStats
-from batching.turns import Turn, Turns, background_tokens
+from batching.turns import Turn, TurnTaking, background_tokens
 from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engines.types import EngineInfo, FinishReason, GenerationRequest, OutputDelta, RequestError, TokenLogprobs
 
@@ -68,7 +68,7 @@ class Scheduler:
         self._token_budget = max(info.token_budget, info.max_num_seqs)
         self._ids = count()
         self._background_budget = background_tokens(self._token_budget)
-        self._turns = Turns()
+        self._turns = TurnTaking([self])
         self._foreground, self._background = Lane(is_background=False), Lane(is_background=True)
         self._background_step: StepPlan | None = None  # the one under way
         self._by_request: dict[str, Sequence] = {}
@@ -128,40 +128,46 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to do, or nothing yet: see `pause`."""
-        scheduled, turn = self._schedule_turn(now)
-        if not scheduled and not self._finished:
-            return None
-        grouped = group_by_length(scheduled, self.config.max_padding_waste)
-        if scheduled:
-            self.stats.observe_step(len(scheduled), grouped.cells)
-        plan = StepPlan(grouped.groups, self._new, self._finished, self._preempted_now)
-        self._new, self._finished, self._preempted_now = [], [], []
-        if scheduled and turn is Turn.BACKGROUND:
-            self._background_step = plan
-        return plan
-
-    def _schedule_turn(self, now: float) -> tuple[list[ScheduledSequence], Turn]:
-        foreground = self._has_work(self._foreground)
-        background = self._has_work(self._background) and self._background_step is None
-        turn = self._turns.next(now, foreground=foreground, background=background)
-        scheduled = []
-        if turn is Turn.BACKGROUND:
-            scheduled = self._schedule_lane(self._background, self._background_budget, now)
-        if not scheduled and foreground:
-            turn = Turn.FOREGROUND
-            scheduled = self._schedule_lane(self._foreground, self._token_budget, now)
-        if scheduled:
-            self._turns.took(turn, background=background)
-        return scheduled, turn
+        return self._turns.next_plan(now) or self.farewell()
 
     def pause(self, now: float) -> float | None:
         """When nothing can be scheduled: in how many seconds that may change by itself. None: it does not."""
-        if not self._has_work(self._background) or self._has_work(self._foreground):
-            return None
-        return max(0.0, self._turns.seconds_of_calm(now))
+        return self._turns.pause(now)
 
-    def _has_work(self, lane: Lane) -> bool:
+    @property
+    def background_is_under_way(self) -> bool:
+        return self._background_step is not None
+
+    def wants(self, turn: Turn) -> bool:
+        lane = self._lane_of(turn)
         return bool(lane.running or lane.preempted or self.queue.num_waiting(lane.is_background))
+
+    def plan(self, turn: Turn, now: float) -> StepPlan | None:
+        """The next step of one lane; None where nothing of it can run."""
+        lane = self._lane_of(turn)
+        budget = self._background_budget if lane.is_background else self._token_budget
+        scheduled = self._schedule_lane(lane, budget, now)
+        if not scheduled:
+            return None
+        grouped = group_by_length(scheduled, self.config.max_padding_waste)
+        self.stats.observe_step(len(scheduled), grouped.cells)
+        plan = self._told(grouped.groups)
+        if lane.is_background:
+            self._background_step = plan
+        return plan
+
+    def farewell(self) -> StepPlan | None:
+        """A step that computes nothing: it tells the engine of sequences that have ended, if there are any."""
+        return self._told([]) if self._finished else None
+
+    def _told(self, groups: list[list[ScheduledSequence]]) -> StepPlan:
+        """With what the engine has to know before it."""
+        plan = StepPlan(groups, self._new, self._finished, self._preempted_now)
+        self._new, self._finished, self._preempted_now = [], [], []
+        return plan
+
+    def _lane_of(self, turn: Turn) -> Lane:
+        return self._background if turn is Turn.BACKGROUND else self._foreground
 
     def _schedule_lane(self, lane: Lane, budget: int, now: float) -> list[ScheduledSequence]:
         scheduled = self._schedule_running(lane, budget)

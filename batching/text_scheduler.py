@@ -16,7 +16,7 @@ from batching.queue import AdmissionQueue
 from batching.refusals import check_texts, overloaded, waited_in_vain
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
-from batching.turns import Turn, Turns, background_tokens
+from batching.turns import Turn, TurnTaking, background_tokens
 from engines.steps import ScheduledSequence, TextBatch, TextRow
 from engines.types import EngineInfo, FinishReason, GenerationRequest, OutputDelta, RequestError
 
@@ -69,7 +69,7 @@ class TextScheduler:
         self._ids = count()
         self._running: dict[str, TextRequest] = {}  # by request id, in order of admission
         self._in_flight: deque[list[_Text]] = deque()
-        self._turns = Turns()
+        self._turns = TurnTaking([self])
 
     # --- requests in
 
@@ -106,34 +106,36 @@ class TextScheduler:
 
     def schedule(self, now: float) -> TextBatch | None:
         """The next batch, or None when there is nothing to do, or nothing yet: see `pause`."""
-        for is_background in (False, True):
-            self._admit(is_background, now)
-        foreground, background = self._candidates(False), self._candidates(True)
-        may_run = bool(background) and not self._background_under_way
-        turn = self._turns.next(now, foreground=bool(foreground), background=may_run)
-        if turn is Turn.NOBODY:
+        return self._turns.next_plan(now)
+
+    def pause(self, now: float) -> float | None:
+        """When nothing can be scheduled: in how many seconds that may change by itself. None: it does not."""
+        return self._turns.pause(now)
+
+    @property
+    def background_is_under_way(self) -> bool:
+        return any(text.owner.request.is_background for texts in self._in_flight for text in texts)
+
+    def wants(self, turn: Turn) -> bool:
+        is_background = turn is Turn.BACKGROUND
+        running = self._running_in(is_background)
+        has_room = len(running) < self.info.max_num_seqs
+        return any(owner.waiting for owner in running) or (has_room and self.queue.num_waiting(is_background) > 0)
+
+    def plan(self, turn: Turn, now: float) -> TextBatch | None:
+        is_background = turn is Turn.BACKGROUND
+        self._admit(is_background, now)
+        candidates = self._candidates(is_background)
+        if not candidates:
             return None
-        self._turns.took(turn, background=may_run)
-        if turn is Turn.BACKGROUND:
-            texts = self._fill(background, background_tokens(self.info.token_budget))
-        else:
-            texts = self._fill(foreground, self.info.token_budget)
+        budget = background_tokens(self.info.token_budget) if is_background else self.info.token_budget
+        texts = self._fill(candidates, budget)
         for text in texts:
             self._take(text)
         rows = [ScheduledSequence(text.index, 0, text.num_tokens, False, []) for text in texts]
         self.stats.observe_step(len(rows), count_cells(rows))
         self._in_flight.append(texts)
         return TextBatch([text.row for text in texts])
-
-    def pause(self, now: float) -> float | None:
-        """When nothing can be scheduled: in how many seconds that may change by itself. None: it does not."""
-        if not self._candidates(True) or self._candidates(False):
-            return None
-        return max(0.0, self._turns.seconds_of_calm(now))
-
-    @property
-    def _background_under_way(self) -> bool:
-        return any(text.owner.request.is_background for texts in self._in_flight for text in texts)
 
     def _running_in(self, is_background: bool) -> list[TextRequest]:
         return [owner for owner in self._running.values() if owner.request.is_background == is_background]

@@ -108,7 +108,7 @@ class Host(Switchboard):
     def __init__(self, engine: StepEngine, parameters: Parameters) -> None:
         scheduler = Scheduler(engine.info, SchedulerConfig(parameters.max_queue, NO_TIMEOUT))
         super().__init__(partial(Batcher, engine, scheduler))
-        info = replace(engine.info, max_model_len=scheduler.max_model_len)
+        info = replace(engine.info, max_model_len=scheduler.max_model_len, vectors=None)  # a session has none
         self._welcome = msgspec.json.encode(Welcome(PROTOCOL, info))
         self._engine = engine
         self._responses = Responses(pb_utils)

@@ -1,4 +1,5 @@
-"""Whose step is next: that of requests which somebody waits for, or that of work in the background.
+"""Whose step is next: that of requests which somebody waits for, or that of work in the background; and where an engine
+both generates and embeds, a step of sequences or a batch of texts.
 
 The two never share a step, so a step of the foreground takes as long as if there were no background. The background
 has the engine to itself while nobody else wants it, in steps that are small and one at a time: whoever arrives waits
@@ -8,12 +9,17 @@ for one of them at most. While both have work it gets one step after `SHARE` oth
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Generic, Protocol, TypeVar
 
 SHARE = 32  # one step in 33 lengthens 3 % of the gaps between tokens: neither their median nor their p95
 LINGER = 0.2  # seconds; a client's next request follows its last answer, and should meet an idle engine
 STEP_SHARE = 16  # the background's steps have so small a part of the tokens that a step may have
+
+
+Plan = TypeVar("Plan", covariant=True)
 
 
 class Turn(Enum):
@@ -51,3 +57,60 @@ class Turns:
     def seconds_of_calm(self, now: float) -> float:
         """How much longer nobody may come before the background begins."""
         return self._last_foreground + self.linger - now
+
+
+# What is planned in a turn: where the background's work can't run, that of the foreground.
+_INSTEAD: dict[Turn, tuple[Turn, ...]] = {
+    Turn.FOREGROUND: (Turn.FOREGROUND,),
+    Turn.BACKGROUND: (Turn.BACKGROUND, Turn.FOREGROUND),
+    Turn.NOBODY: (),
+}
+
+
+class Kind(Protocol[Plan]):
+    """Work of one kind: that of a scheduler."""
+
+    @property
+    def background_is_under_way(self) -> bool:
+        """Whether a step of its background was planned and is not answered yet."""
+
+    def wants(self, turn: Turn) -> bool:
+        """Whether it has work for such a step."""
+
+    def plan(self, turn: Turn, now: float) -> Plan | None:
+        """Its next step of this sort; None where its work can't run now."""
+
+
+class TurnTaking(Generic[Plan]):
+    """The steps of one engine, for all kinds of its work. Where several kinds want one, they alternate: of two, neither
+    waits for more than one step of the other, which has a step's token budget."""
+
+    def __init__(self, kinds: Sequence[Kind[Plan]]) -> None:
+        self._turns = Turns()
+        self._kinds = {turn: list(kinds) for turn in (Turn.FOREGROUND, Turn.BACKGROUND)}  # who had the last turn, last
+
+    def next_plan(self, now: float) -> Plan | None:
+        """None when there is nothing to do, or nothing yet: see `pause`."""
+        wanting = {turn: self._wanting(turn) for turn in self._kinds}
+        background = bool(wanting[Turn.BACKGROUND])
+        first = self._turns.next(now, foreground=bool(wanting[Turn.FOREGROUND]), background=background)
+        for turn in _INSTEAD[first]:
+            for kind in wanting[turn]:
+                if (plan := kind.plan(turn, now)) is not None:
+                    self._turns.took(turn, background=background)
+                    self._kinds[turn].remove(kind)
+                    self._kinds[turn].append(kind)
+                    return plan
+        return None
+
+    def _wanting(self, turn: Turn) -> list[Kind[Plan]]:
+        """The background has one step at a time, of whatever kind."""
+        if turn is Turn.BACKGROUND and any(kind.background_is_under_way for kind in self._kinds[turn]):
+            return []
+        return [kind for kind in self._kinds[turn] if kind.wants(turn)]
+
+    def pause(self, now: float) -> float | None:
+        """When nothing can be scheduled: in how many seconds that may change by itself. None: it does not."""
+        if self._wanting(Turn.FOREGROUND) or not self._wanting(Turn.BACKGROUND):
+            return None
+        return max(0.0, self._turns.seconds_of_calm(now))

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -38,7 +38,7 @@ from batching.protocol import (
     to_worker,
 )
 from batching.relay import Relay, RelayConfig
-from batching.scheduler import Scheduler
+from batching.shared_scheduler import AnyPlan, SharedEngine, SharedScheduler
 from batching.stream_batcher import StreamBatcher
 from batching.switchboard import AnyBatcher, Gateway, Switchboard
 from batching.text_scheduler import TextScheduler
@@ -186,10 +186,11 @@ def run(config: WorkerConfig, answer: int) -> None:
         announce(answer, Started(engine.info))
         worker = Worker(partial(Batcher, engine, texts))
     else:
-        scheduler = Scheduler(engine.info, config.scheduler)
+        scheduler = SharedScheduler(engine.info, config.scheduler)
+        drive = partial(Batcher[AnyPlan, Any], SharedEngine(engine), scheduler)
         scheduler.stats.restarts = config.restarts
         announce(answer, Started(replace(engine.info, max_model_len=scheduler.max_model_len)))
-        worker = Worker(lambda deliver: GrammarGate(Batcher(engine, scheduler, deliver), engine.grammars, deliver))
+        worker = Worker(lambda deliver: GrammarGate(drive(deliver), engine.grammars, deliver))
     asyncio.run(worker.serve(listener))
 
 

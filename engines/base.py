@@ -5,15 +5,18 @@ from __future__ import annotations
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
-from typing import Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 from engines.steps import StepPlan, StepResult, TextBatch
 from engines.types import EngineInfo, GenerationRequest, Grammar, OutputDelta, RequestError
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 class EngineError(Exception):
@@ -37,7 +40,9 @@ class StepEngine(Protocol):
     """An engine whose every step our scheduler decides. It owns the KV memory that the plan's block tables name.
 
     `submit` returns at once; steps run in the order they were submitted, so that planning the next one can overlap
-    the running one. A failed step sets its future's exception; the engine is then unusable.
+    the running one. A failed step sets its future's exception; the engine is then unusable. So it is with `embed`,
+    whose batches take their turns with the steps: it is for engines with `info.vectors`, and changes nothing of what
+    steps compute.
     """
 
     @property
@@ -47,6 +52,8 @@ class StepEngine(Protocol):
     def grammars(self) -> Grammars | None: ...
 
     def submit(self, plan: StepPlan) -> Future[StepResult]: ...
+
+    def embed(self, batch: TextBatch) -> Future[list[bytes]]: ...
 
     def close(self) -> None: ...
 
@@ -139,7 +146,7 @@ class ThreadedEngine(ABC, Generic[Work, Result]):
 
     def __init__(self, info: EngineInfo) -> None:
         self.info = info
-        self._steps: queue.SimpleQueue[tuple[Work, Future[Result]] | None] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -148,8 +155,11 @@ class ThreadedEngine(ABC, Generic[Work, Result]):
         """Run one step. Called in the engine's thread only."""
 
     def submit(self, plan: Work) -> Future[Result]:
-        future: Future[Result] = Future()
-        self._steps.put((plan, future))
+        return self._enqueue(self.execute, plan)
+
+    def _enqueue(self, execute: Callable[[Item], Answer], item: Item) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        self._steps.put((partial(execute, item), future))
         return future
 
     def close(self) -> None:
@@ -159,11 +169,11 @@ class ThreadedEngine(ABC, Generic[Work, Result]):
 
     def _run(self) -> None:
         while (step := self._steps.get()) is not None:
-            plan, future = step
+            execute, future = step
             if not future.set_running_or_notify_cancel():
                 continue  # the loop that awaited it has ended
             try:
-                future.set_result(self.execute(plan))
+                future.set_result(execute())
             except BaseException as error:  # the loop that awaits the future decides what a failed step means
                 future.set_exception(error)
 
@@ -174,6 +184,13 @@ class ThreadedStepEngine(ThreadedEngine[StepPlan, StepResult]):
     def __init__(self, info: EngineInfo, grammars: Grammars | None = None) -> None:
         self.grammars = grammars
         super().__init__(info)
+
+    def embed(self, batch: TextBatch) -> Future[list[bytes]]:
+        return self._enqueue(self.execute_texts, batch)
+
+    def execute_texts(self, batch: TextBatch) -> list[bytes]:
+        """As `VectorEngine.execute`. Called in the engine's thread only."""
+        raise EngineError("this engine has no embeddings of a generating model")
 
 
 class VectorEngine(ThreadedEngine[TextBatch, list[bytes]]):

@@ -12,15 +12,20 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from engines.base import EngineError, ThreadedStepEngine
-from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
-from engines.types import Continuation, EngineConfig, EngineInfo, SamplingParams, TokenLogprobs
+from engines.sentence_files import Vectors, of_length_one
+from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult, TextBatch
+from engines.types import Continuation, EngineConfig, EngineInfo, SamplingParams, TokenLogprobs, VectorInfo
+from engines.vectors import as_bytes
 
 CONTEXT = 1_000_000
 BLOCK_SIZE = 32
 MAX_NUM_SEQS = 64
 TOKEN_BUDGET = 8192
 VOCABULARY = 256
+DIM = 8  # of a vector
 FIRST_PRINTABLE, NUM_PRINTABLE = 32, 95
 PROMPT_OFFSET = 2**62  # of the indices of what is expected in a prompt
 
@@ -58,6 +63,14 @@ def _logprob(likeliest: int, token: int) -> float:
 def fake_prompt_logprobs(prompt_digest: bytes, position: int, token: int, count: int) -> TokenLogprobs:
     """Of the token at a position of the prompt."""
     return fake_logprobs(fake_token(prompt_digest, PROMPT_OFFSET + position), token, count)
+
+
+def fake_vector(token_ids: list[int]) -> Vectors:
+    """[DIM]: what tests compare with."""
+    digest = hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=2 * DIM).digest()
+    numbers = np.frombuffer(digest, dtype="<u2").astype(np.float32) - 32768
+    vector: Vectors = of_length_one(numbers[None])[0]
+    return vector
 
 
 @dataclass(slots=True, frozen=True)
@@ -130,6 +143,7 @@ class FakeEngine(ThreadedStepEngine):
                 description=f"fake, {options.delay_ms:g} ms a step",
                 continuation=Continuation.SEEDED,
                 tells_logprobs=True,
+                vectors=VectorInfo(DIM, truncates=config.matryoshka),
             )
         )
 
@@ -138,9 +152,7 @@ class FakeEngine(ThreadedStepEngine):
             self._known.pop(sequence_id, None)
         for new in plan.new:
             self._known[new.sequence_id] = _Known.of(new)
-        if self._delay and plan.groups:
-            time.sleep(self._delay)
-        self._count_down_to_failure()
+        self._pass_time(bool(plan.groups))
         result = StepResult()
         for item in (member for group in plan.groups for member in group):
             self._compute(item, self._known[item.sequence_id], result)
@@ -157,7 +169,13 @@ class FakeEngine(ThreadedStepEngine):
         if sampling.logprobs is not None:
             result.logprobs[item.sequence_id] = fake_logprobs(token, token, sampling.logprobs)
 
-    def _count_down_to_failure(self) -> None:
+    def execute_texts(self, batch: TextBatch) -> list[bytes]:
+        self._pass_time(True)
+        return as_bytes(np.stack([fake_vector(row.token_ids) for row in batch.rows]))
+
+    def _pass_time(self, computes: bool) -> None:
+        if self._delay and computes:
+            time.sleep(self._delay)
         self._steps_to_failure -= 1
         if self._steps_to_failure == 0:
             raise RuntimeError("options.fail_at_step")

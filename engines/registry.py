@@ -15,7 +15,7 @@ def _torch(config: EngineConfig) -> StepEngine | VectorEngine:
         from engines.static import StaticEngine
 
         return StaticEngine(config)
-    if (task := task_of(config)) is not Task.GENERATE:
+    if (task := task_of(config, generating_embeds=True)) is not Task.GENERATE:
         from engines.torch.embedder import TorchVectorEngine
 
         return TorchVectorEngine(config, task)

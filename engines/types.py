@@ -43,7 +43,7 @@ class ErrorCode(StrEnum):
 
 
 class Task(StrEnum):
-    """What a model is served for."""
+    """What a model is served for. One that generates may embed as well."""
 
     GENERATE = "generate"
     EMBED = "embed"  # a vector for a text
@@ -245,7 +245,7 @@ class EngineConfig:
 
 @dataclass(slots=True, frozen=True)
 class VectorInfo:
-    """What an engine for Task.EMBED or Task.SCORE makes of a text: `dim` numbers."""
+    """What an engine makes of a text, or, for Task.SCORE, of a pair of them: `dim` numbers."""
 
     dim: int
     normalized: bool = True  # of length 1
@@ -275,6 +275,6 @@ class EngineInfo:
     sampling: frozenset[str] | None = None  # the fields of SamplingParams that it can carry out; None: all
     continuation: Continuation = Continuation.NONE  # of `GenerationRequest.output_token_ids`
     task: Task = Task.GENERATE
-    vectors: VectorInfo | None = None  # of the other tasks
+    vectors: VectorInfo | None = None  # of the other tasks; of Task.GENERATE where its engine embeds as well
     takes_grammars: bool = False
     tells_logprobs: bool = False  # of its own tokens and of a prompt's

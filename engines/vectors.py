@@ -17,12 +17,13 @@ CPU_BATCH_TOKENS = 1024  # with padding: the matrix products of a CPU gain nothi
 GPU_BATCH_TOKENS = 8192
 
 
-def task_of(config: EngineConfig) -> Task:
+def task_of(config: EngineConfig, *, generating_embeds: bool = False) -> Task:
     """What the configuration says, else the files: a sentence-transformers folder embeds, and so does a model without
-    a head for language. Raises EngineError."""
+    a head for language. `generating_embeds`: whether the engine has vectors of a model that generates. Raises
+    EngineError."""
     task = _task(Path(config.path)) if config.task == "auto" else Task(config.task)
     for key, is_set in (("pooling", config.pooling != "auto"), ("matryoshka", config.matryoshka)):
-        if is_set and task is not Task.EMBED:
+        if is_set and not (task is Task.EMBED or (task is Task.GENERATE and generating_embeds)):
             raise EngineError(f'{key}: means nothing to a model that does not embed; set task = "embed"')
     return task
 

@@ -80,7 +80,7 @@ class Deployment:
     takes_text: bool = False  # its engine wants prompts as text
     continuation: Continuation = Continuation.NONE  # what each of its replicas can do with another one's answer
     task: Task = Task.GENERATE
-    vectors: VectorInfo | None = None  # of the other tasks
+    vectors: VectorInfo | None = None  # of the other tasks, and of models that generate and embed
     form: Format = PLAIN  # in which the model answers
     pii: Detector | None = None  # of what the model is not shown
     created: int = field(default_factory=lambda: int(time.time()))

@@ -55,11 +55,13 @@ class Router:
 
 
 def serving(deployment: Deployment, *tasks: Task) -> Deployment:
-    """The deployment, if it is served for one of these. Raises InvalidRequest."""
-    if deployment.task in tasks:
+    """The deployment, if it is served for one of these; one that generates embeds as well, if its engine can. Raises
+    InvalidRequest."""
+    embeds = deployment.task is Task.GENERATE and deployment.vectors is not None
+    if deployment.task in tasks or (embeds and Task.EMBED in tasks):
         return deployment
     what = {
-        Task.GENERATE: "generates text and has no embeddings or scores",
+        Task.GENERATE: "generates text, and its engine has no embeddings of a generating model",
         Task.EMBED: "turns texts into vectors and does not generate or classify",
         Task.SCORE: "scores pairs of texts and does nothing else",
     }

@@ -180,29 +180,36 @@ class PagedStep:
     def _attend_batch(self, batch: AttentionBatch, call: LayerCall) -> torch.Tensor:
         """[n, Hq, Tmax, Dv] of one batch."""
         query = batch.pad(call.query)
-        if batch.is_fresh_prefill and _is_plainly_causal(call, batch.max_queries):
-            return _causal(query, batch.pad(call.key), batch.pad(call.value), call)
+        if batch.is_fresh_prefill and is_plainly_causal(call, batch.max_queries):
+            return causal(query, batch.pad(call.key), batch.pad(call.value), call)
         view = batch.view(call.sliding_window, call.group_size)
         key, value = self._cache.gather(call.module.layer_idx, view.block_ids, batch.size)
-        folded = query.reshape(batch.size, key.shape[1], -1, query.shape[3])
-        if call.softcap is None and call.sinks is None:
-            output = functional.scaled_dot_product_attention(
-                folded, key, value, attn_mask=_expanded(view.mask, folded), scale=call.scaling
-            )
-        else:
-            output = _manual(folded, key, value, view.mask, call)
-        return output.reshape(batch.size, query.shape[1], batch.max_queries, -1)
+        return masked(query, key, value, view.mask, call)
 
 
-def _is_plainly_causal(call: LayerCall, length: int) -> bool:
+def is_plainly_causal(call: LayerCall, length: int) -> bool:
     within_window = call.sliding_window is None or length <= call.sliding_window
     return within_window and call.softcap is None and call.sinks is None
 
 
-def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: LayerCall) -> torch.Tensor:
+def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: LayerCall) -> torch.Tensor:
     return functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=call.scaling, enable_gqa=call.group_size > 1
     )
+
+
+def masked(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, call: LayerCall
+) -> torch.Tensor:
+    """[n, Hq, T, Dv]. The mask [n or 1, 1, G * T or 1, keys] is for queries folded by group."""
+    folded = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+    if call.softcap is None and call.sinks is None:
+        output = functional.scaled_dot_product_attention(
+            folded, key, value, attn_mask=_expanded(mask, folded), scale=call.scaling
+        )
+    else:
+        output = _manual(folded, key, value, mask, call)
+    return output.reshape(*query.shape[:3], -1)
 
 
 def _expanded(mask: torch.Tensor, folded: torch.Tensor) -> torch.Tensor:

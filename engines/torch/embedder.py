@@ -97,7 +97,7 @@ class TorchVectorEngine(VectorEngine):
     def _vectors(self, batch: TextBatch) -> Vectors:
         inputs = self._inputs(batch)
         states = self._model(**inputs).last_hidden_state.float()
-        pooled = _pool(states, inputs["attention_mask"].sum(dim=1), self._files.pooling)
+        pooled = pool(states, inputs["attention_mask"].sum(dim=1), self._files.pooling)
         return self._files.finish(pooled.cpu().numpy())
 
     def _inputs(self, batch: TextBatch) -> dict[str, torch.Tensor]:
@@ -115,7 +115,7 @@ class TorchVectorEngine(VectorEngine):
         return torch.from_numpy(values).to(self._model.device)
 
 
-def _pool(states: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+def pool(states: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> torch.Tensor:
     """[n, tokens, dim], padded at the right -> [n, dim]."""
     if pooling is Pooling.CLS:
         return states[:, 0]
@@ -129,7 +129,7 @@ def _score(model: Any, inputs: dict[str, torch.Tensor], lengths: torch.Tensor) -
     """[n, 1]. A causal classifier reads its last token; transformers would guess which that is from a padding id."""
     if (head := getattr(model, "score", None)) is not None:
         states = model.base_model(**inputs).last_hidden_state
-        return torch.as_tensor(head(_pool(states, lengths, Pooling.LAST)))
+        return torch.as_tensor(head(pool(states, lengths, Pooling.LAST)))
     return torch.as_tensor(model(**inputs).logits)
 
 

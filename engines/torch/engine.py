@@ -11,12 +11,13 @@ from engines.base import EngineError, ThreadedStepEngine
 from engines.capacity import KVSpace, plan_capacity
 from engines.grammars.store import open_store
 from engines.options import read_positive_integers
-from engines.steps import StepPlan, StepResult
+from engines.steps import StepPlan, StepResult, TextBatch
 from engines.torch import loader
 from engines.torch.kv_cache import PagedKVCache
 from engines.torch.loader import LoadedModel
 from engines.torch.memory import default_kv_bytes
 from engines.torch.model_runner import ModelRunner
+from engines.torch.text_runner import open_texts
 from engines.types import Continuation, EngineConfig, EngineInfo
 
 
@@ -47,6 +48,7 @@ class TorchEngine(ThreadedStepEngine):
             loaded.layers, capacity.num_blocks, options.block_size, loaded.model.dtype, loaded.model.device
         )
         grammars = open_store(config)
+        self._texts = open_texts(config, loaded.model)
         self._runner = ModelRunner(loaded.model, self._cache, loaded.vocab_size, grammars)
         super().__init__(
             EngineInfo(
@@ -60,20 +62,31 @@ class TorchEngine(ThreadedStepEngine):
                 continuation=Continuation.SEEDED,
                 takes_grammars=grammars is not None,
                 tells_logprobs=True,
+                vectors=self._texts.info if self._texts is not None else None,
             ),
             grammars,
         )
 
     def execute(self, plan: StepPlan) -> StepResult:
+        self._set_threads()
+        return self._runner.run(plan)
+
+    def execute_texts(self, batch: TextBatch) -> list[bytes]:
+        if self._texts is None:
+            return super().execute_texts(batch)
+        self._set_threads()
+        return self._texts.run(batch)
+
+    def _set_threads(self) -> None:
         if torch.get_num_threads() != self._num_threads:  # the setting belongs to a thread
             torch.set_num_threads(self._num_threads)
-        return self._runner.run(plan)
 
     def _describe(self, loaded: LoadedModel) -> str:
         dtype = str(loaded.model.dtype).removeprefix("torch.")
         return (
             f"torch {torch.__version__} {type(loaded.model).__name__} {dtype} on {loaded.model.device.type}, "
-            f"{self._num_threads} threads, KV {self._cache.bytes / 2**20:.0f} MiB"
+            f"{self._num_threads} threads, KV {self._cache.bytes / 2**20:.0f} MiB, "
+            + (f"{self._texts.pooling} pooling" if self._texts is not None else "no embeddings")
         )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from typing import Any
 
 import openai
+import pytest
 import websockets
 
 from tests.penstock_process import API_KEY, ROOT, PenstockProcess
@@ -33,6 +35,28 @@ def test_it_answers_questions(bundled: PenstockProcess) -> None:
     with bundled.sdk() as client:
         right = sum(ask(client, "gpt-4", question) == answer for question, answer in questions())
     assert right >= 0.7 * len(questions())
+
+
+def test_it_embeds_while_it_answers(bundled: PenstockProcess) -> None:
+    """Under its own name, from the same process: the answer is that of an undisturbed run."""
+    question: Any = [{"role": "user", "content": questions()[0][0]}]
+    with bundled.sdk() as client:
+        undisturbed = ask(client, "tiny-chat", question[0]["content"])
+        text, vectors = "", []
+        for chunk in client.chat.completions.create(model="tiny-chat", messages=question, stream=True):
+            text += chunk.choices[0].delta.content or ""
+            if len(vectors) < 5:
+                made = client.embeddings.create(
+                    model="gpt-4", input=["What is a quota?", "A lease.", "What is a quota?"]
+                )
+                vectors.append([item.embedding for item in made.data])
+    assert text == undisturbed
+    assert len(vectors) == 5
+    for first, other, again in vectors:
+        assert math.hypot(*first) == pytest.approx(1, abs=1e-5)
+        assert first == pytest.approx(again, abs=2e-5)
+        assert first == pytest.approx(vectors[0][0], abs=2e-5)
+        assert first != pytest.approx(other, abs=0.01)
 
 
 def test_its_aliases(bundled: PenstockProcess) -> None:

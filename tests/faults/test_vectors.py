@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from engines.fake_vectors import fake_vector
+from engines.fake import fake_vector
 from tests.clients import Tenant, until
 from tests.penstock_process import UNLIMITED, PenstockProcess
 from tests.wire.conftest import check_error
@@ -35,6 +35,13 @@ options = {{ delay_ms = 20, fail_at_step = 3 }}
 name = "twins"
 engine = "fake"
 task = "embed"
+replicas = 2
+max_num_seqs = 1
+options = {{ delay_ms = 20, fail_at_step = 5 }}
+
+[[models]]
+name = "chatting-twins"
+engine = "fake"
 replicas = 2
 max_num_seqs = 1
 options = {{ delay_ms = 20, fail_at_step = 5 }}
@@ -113,17 +120,19 @@ async def test_a_worker_that_dies_ends_its_requests_in_an_error(server: Penstock
     assert usage["prompt_tokens"] <= 3
 
 
-async def test_another_replica_begins_again(server: PenstockProcess, tenant: Tenant) -> None:
-    """The first dies at its fifth text, the second of this request's; its client sees nothing of that."""
+@pytest.mark.parametrize("model", ["twins", "chatting-twins"])
+async def test_another_replica_begins_again(server: PenstockProcess, tenant: Tenant, model: str) -> None:
+    """The first dies at its fifth text, the second of this request's; its client sees nothing of that. The second model
+    is one that generates."""
     async with tenant.client() as client:
-        assert (await client.post("/v1/embeddings", json=body("twins", 3))).status_code == 200
-        await until_idle(server, "twins")
-        answer = await client.post("/v1/embeddings", json={"model": "twins", "input": ["a", "b", "c"]})
+        assert (await client.post("/v1/embeddings", json=body(model, 3))).status_code == 200
+        await until_idle(server, model)
+        answer = await client.post("/v1/embeddings", json={"model": model, "input": ["a", "b", "c"]})
     assert answer.status_code == 200, answer.text
     vectors = [np.float32(item["embedding"]) for item in answer.json()["data"]]
     assert np.array_equal(vectors, [fake_vector([ord(letter)]) for letter in "abc"])
     assert answer.json()["usage"]["prompt_tokens"] == 3
-    assert server.metric("penstock_failovers_total", model="twins", outcome="retried") == 1
+    assert server.metric("penstock_failovers_total", model=model, outcome="retried") == 1
     assert (await tenant.rows(2))["prompt_tokens"] == 6
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from engines.types import Task, VectorInfo
 from server.auth import Principal
-from server.errors import ModelNotFound, Overloaded
+from server.errors import InvalidRequest, ModelNotFound, Overloaded
 from server.registry import Deployment, Registry
-from server.routing import Router, pick
+from server.routing import Router, pick, serving
 from server.settings_sections import RoutingSettings
 from server.store.records import KeyKind
 
@@ -119,3 +121,15 @@ def test_a_model_whose_server_is_away_says_so() -> None:
     with pytest.raises(Overloaded, match="a@1") as caught:
         pick(_deployment("a", "1", [_replica(0, is_away=True), _replica(0, client=None)]))
     assert (caught.value.status, caught.value.code) == (503, "engine_away")
+
+
+def test_a_model_that_generates_embeds_if_its_engine_can() -> None:
+    plain = _deployment("a", "1")
+    both = replace(plain, vectors=VectorInfo(8))
+    pairs = replace(plain, task=Task.SCORE, vectors=VectorInfo(1))
+    assert serving(both, Task.GENERATE) is serving(both, Task.EMBED) is serving(both, Task.EMBED, Task.SCORE) is both
+    assert serving(pairs, Task.EMBED, Task.SCORE) is pairs
+    for deployment, reason in ((plain, "its engine has no embeddings of a generating model"), (pairs, "scores pairs")):
+        with pytest.raises(InvalidRequest, match=reason) as caught:
+            serving(deployment, Task.EMBED)
+        assert (caught.value.code, caught.value.param) == ("unsupported_model", "model")

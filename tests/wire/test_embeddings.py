@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai.types import CreateEmbeddingResponse
 
-from engines.fake_vectors import DIM, fake_vector
+from engines.fake import DIM, fake_vector
 from tests.penstock_process import ADMIN_KEY, PenstockProcess
 from tests.wire.conftest import BLOCKED, MakeKey, check_error
 
@@ -105,7 +105,6 @@ def test_as_many_inputs_as_openai_takes(http: httpx.Client) -> None:
         ({"dimensions": "3"}, "dimensions", "invalid_value"),
         ({"encoding_format": "int8"}, "encoding_format", "invalid_value"),
         ({"truncate": True}, "truncate", "unsupported_parameter"),
-        ({"model": "echo"}, "model", "unsupported_model"),
         ({"model": "pairs"}, "model", "unsupported_model"),
     ],
 )
@@ -234,9 +233,19 @@ def test_a_comparison_that_is_wrong(http: httpx.Client, path: str, fields: dict[
     assert check_error(http.post(path, json={"model": "vectors", **fields}), 400)["param"] == param
 
 
-def test_a_chat_model_does_not_compare(http: httpx.Client) -> None:
-    request = {"model": "echo", "query": "q", "documents": ["d"]}
-    check_error(http.post("/v1/rerank", json=request), 400, "unsupported_model")
+def test_a_model_that_chats_embeds_and_compares_as_well(sdk: openai.OpenAI, http: httpx.Client) -> None:
+    chat: Any = {"model": "echo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 50, "stream": True}
+    with sdk.chat.completions.create(**chat) as stream:
+        next(iter(stream))
+        made = sdk.embeddings.create(model="echo", input=TEXTS)
+    for item, text in zip(made.data, TEXTS, strict=True):
+        assert np.array_equal(np.array(item.embedding, np.float32), expected(text))
+    assert (made.model, made.usage.prompt_tokens) == ("echo@1", sum(map(len, TEXTS)))
+    answers = [
+        http.post("/v1/rerank", json={"model": model, "query": "hello", "documents": TEXTS}).json()
+        for model in ("echo", "vectors")
+    ]
+    assert answers[0]["results"] == answers[1]["results"]
 
 
 def test_an_admin_key_is_no_api_key(server: PenstockProcess) -> None:
