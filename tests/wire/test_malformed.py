@@ -116,7 +116,7 @@ def test_nobody_pushes_to_the_front(http: httpx.Client, path: str, body: dict[st
 
 
 @pytest.mark.parametrize(
-    "prompt", [None, "", [], [""], {}, 1, True, [True], [1, "x"], ["x", 1], [[]], [[1], "x"], [-1], [256], [2**70],
+    "prompt", [None, "", [], [""], {}, 1, True, [True], [1, "x"], ["x", 1], [[]], [-1], [256], [2**70],
                [1.5], [[1], [999]], ["x"] * 65, [[[1]]], ["x", ""]],
 )  # fmt: skip
 def test_a_wrong_prompt(http: httpx.Client, prompt: object) -> None:

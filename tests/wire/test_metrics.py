@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.wire.conftest import MakeKey, chat_body
 
 LABELS = {"model", "version", "endpoint", "outcome", "kind", "level", "dimension", "le", "state"}
-ENDPOINTS = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings"}
+ENDPOINTS = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses"}
 ENDPOINTS |= {f"{prefix}/{name}" for prefix in ("", "/v1") for name in ("rerank", "score")} | {"/v2/rerank"}
 DEPLOYMENTS = {("echo", "1"), ("echo", "2"), ("slow/model", "1"), ("vectors", "1"), ("pairs", "1")}
 
