@@ -102,7 +102,7 @@ def test_a_causal_model_s_last_tokens(sdk: openai.OpenAI) -> None:
 def test_a_text_that_is_too_long_is_named(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         sdk.embeddings.create(model="causal", input=["hello", [5] * 1025])  # type: ignore[list-item]
-    assert caught.value.param == "input"
+    assert caught.value.param == "input.1"
     with pytest.raises(openai.BadRequestError) as caught:
         sdk.embeddings.create(model="causal", input=[[5], [5] * 1025])
     assert (caught.value.param, caught.value.code) == ("input.1", "context_length_exceeded")
