@@ -12,13 +12,9 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from engines.base import EngineError, ThreadedStepEngine
-from engines.sentence_files import Vectors, of_length_one
 from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult, TextBatch
 from engines.types import Continuation, EngineConfig, EngineInfo, SamplingParams, TokenLogprobs, VectorInfo
-from engines.vectors import as_bytes
 
 CONTEXT = 1_000_000
 BLOCK_SIZE = 32
@@ -63,14 +59,6 @@ def _logprob(likeliest: int, token: int) -> float:
 def fake_prompt_logprobs(prompt_digest: bytes, position: int, token: int, count: int) -> TokenLogprobs:
     """Of the token at a position of the prompt."""
     return fake_logprobs(fake_token(prompt_digest, PROMPT_OFFSET + position), token, count)
-
-
-def fake_vector(token_ids: list[int]) -> Vectors:
-    """[DIM]: what tests compare with."""
-    digest = hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=2 * DIM).digest()
-    numbers = np.frombuffer(digest, dtype="<u2").astype(np.float32) - 32768
-    vector: Vectors = of_length_one(numbers[None])[0]
-    return vector
 
 
 @dataclass(slots=True, frozen=True)
@@ -170,8 +158,10 @@ class FakeEngine(ThreadedStepEngine):
             result.logprobs[item.sequence_id] = fake_logprobs(token, token, sampling.logprobs)
 
     def execute_texts(self, batch: TextBatch) -> list[bytes]:
+        from engines.fake_vectors import fake_vectors  # with packages that a Python inside Triton lacks
+
         self._pass_time(True)
-        return as_bytes(np.stack([fake_vector(row.token_ids) for row in batch.rows]))
+        return fake_vectors(batch)
 
     def _pass_time(self, computes: bool) -> None:
         if self._delay and computes:

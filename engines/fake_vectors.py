@@ -5,15 +5,30 @@ A score is the first component of the vector of its pair.
 
 from __future__ import annotations
 
+import hashlib
 import time
+from array import array
 
 import numpy as np
 
 from engines.base import VectorEngine
-from engines.fake import CONTEXT, DIM, MAX_NUM_SEQS, TOKEN_BUDGET, VOCABULARY, fake_vector, read_options
+from engines.fake import CONTEXT, DIM, MAX_NUM_SEQS, TOKEN_BUDGET, VOCABULARY, read_options
+from engines.sentence_files import Vectors, of_length_one
 from engines.steps import TextBatch
 from engines.types import EngineConfig, EngineInfo, Task, VectorInfo
 from engines.vectors import as_bytes
+
+
+def fake_vector(token_ids: list[int]) -> Vectors:
+    """[DIM]: what tests compare with."""
+    digest = hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=2 * DIM).digest()
+    numbers = np.frombuffer(digest, dtype="<u2").astype(np.float32) - 32768
+    vector: Vectors = of_length_one(numbers[None])[0]
+    return vector
+
+
+def fake_vectors(batch: TextBatch, dim: int = DIM) -> list[bytes]:
+    return as_bytes(np.stack([fake_vector(row.token_ids)[:dim] for row in batch.rows]))
 
 
 class FakeVectorEngine(VectorEngine):
@@ -40,4 +55,4 @@ class FakeVectorEngine(VectorEngine):
         self._batches_to_failure -= 1
         if self._batches_to_failure == 0:
             raise RuntimeError("options.fail_at_step")
-        return as_bytes(np.stack([fake_vector(row.token_ids)[: self._dim] for row in batch.rows]))
+        return fake_vectors(batch, self._dim)

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from engines import registry
 from engines.base import EngineError
-from engines.fake import DIM, fake_vector
+from engines.fake_vectors import DIM, fake_vector
 from engines.sentence_files import Pooling, SentenceFiles, of_length_one
 from engines.steps import TextBatch, TextRow
 from engines.types import EngineConfig, Task

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from engines.fake import fake_vector
+from engines.fake_vectors import fake_vector
 from tests.clients import Tenant, until
 from tests.penstock_process import UNLIMITED, PenstockProcess
 from tests.wire.conftest import check_error

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai.types import CreateEmbeddingResponse
 
-from engines.fake import DIM, fake_vector
+from engines.fake_vectors import DIM, fake_vector
 from tests.penstock_process import ADMIN_KEY, PenstockProcess
 from tests.wire.conftest import BLOCKED, MakeKey, check_error
 
