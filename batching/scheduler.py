@@ -12,12 +12,12 @@ A step may be planned before the one before it has been answered: `Sequence` cou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
-from batching.blocks import BlockPool
 from batching.buckets import MAX_PADDING_WASTE, group_by_length
 from batching.groups import SharedPrompts
+from batching.lanes import Lane, Lanes
 from batching.queue import AdmissionQueue
 from batching.refusals import check_request, overloaded, waited_in_vain
 from batching.sequence import Sequence, SequenceStatus
@@ -25,12 +25,6 @@ from batching.stats import WorkerStats
 from batching.turns import Turn, TurnTaking, background_tokens
 from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engines.types import EngineInfo, FinishReason, GenerationRequest, OutputDelta, RequestError, TokenLogprobs
-
-# Left free for each running sequence when another one starts. Without, the newcomer would soon be preempted for them:
-# with memory for half of what wants to run, 45 % more tokens were computed than needed, with 2 blocks 6 % (simulated).
-HEADROOM_BLOCKS = 2
-# An engine of so many sequences leaves one to the background, however many others wait for a place.
-MIN_SEQS_TO_SHARE = 16
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,19 +34,6 @@ class SchedulerConfig:
     max_padding_waste: float = MAX_PADDING_WASTE
 
 
-@dataclass(slots=True)
-class Lane:
-    """The sequences of one kind that have begun: those of the background, or all others."""
-
-    is_background: bool
-    running: list[Sequence] = field(default_factory=list)  # in order of admission
-    preempted: list[Sequence] = field(default_factory=list)  # the most urgent first, of those the oldest
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        return self.running + self.preempted
-
-
 class Scheduler:
     """Owns every sequence from `add` to its last delta."""
 
@@ -60,7 +41,8 @@ class Scheduler:
         self.info = info
         self.config = config
         self.queue: AdmissionQueue[Sequence] = AdmissionQueue(config.max_queue, config.queue_timeout)
-        self.pool = BlockPool(info.num_blocks, info.block_size)
+        self.lanes = Lanes(info)
+        self.pool = self.lanes.pool
         self._prompts = SharedPrompts(info.block_size)
         self.stats = WorkerStats(kv_blocks=info.num_blocks)
         self.max_model_len = min(info.max_model_len, info.num_blocks * info.block_size)
@@ -69,13 +51,11 @@ class Scheduler:
         self._ids = count()
         self._background_budget = background_tokens(self._token_budget)
         self._turns = TurnTaking([self])
-        self._foreground, self._background = Lane(is_background=False), Lane(is_background=True)
         self._background_step: StepPlan | None = None  # the one under way
         self._by_request: dict[str, Sequence] = {}
         self._by_id: dict[int, Sequence] = {}  # those that the engine knows
         self._new: list[NewSequence] = []
         self._finished: list[int] = []
-        self._preempted_now: list[int] = []
 
     # --- requests in
 
@@ -162,12 +142,13 @@ class Scheduler:
 
     def _told(self, groups: list[list[ScheduledSequence]]) -> StepPlan:
         """With what the engine has to know before it."""
-        plan = StepPlan(groups, self._new, self._finished, self._preempted_now)
-        self._new, self._finished, self._preempted_now = [], [], []
+        lanes = self.lanes
+        plan = StepPlan(groups, self._new, self._finished, lanes.newly_preempted)
+        self._new, self._finished, lanes.newly_preempted = [], [], []
         return plan
 
     def _lane_of(self, turn: Turn) -> Lane:
-        return self._background if turn is Turn.BACKGROUND else self._foreground
+        return self.lanes.background if turn is Turn.BACKGROUND else self.lanes.foreground
 
     def _schedule_lane(self, lane: Lane, budget: int, now: float) -> list[ScheduledSequence]:
         scheduled = self._schedule_running(lane, budget)
@@ -180,42 +161,10 @@ class Scheduler:
         for sequence in tuple(lane.running):
             uncomputed = sequence.num_uncomputed_tokens
             wanted = min(uncomputed, budget)
-            if wanted and self._make_room(sequence, wanted, scheduled):
+            if wanted and self.lanes.make_room(sequence, wanted, scheduled):
                 scheduled[sequence.sequence_id] = self._plan(sequence, wanted, samples=wanted == uncomputed)
                 budget -= wanted
         return list(scheduled.values())
-
-    def _make_room(self, sequence: Sequence, num_tokens: int, scheduled: dict[int, ScheduledSequence]) -> bool:
-        """Give the sequence the blocks it needs, taking them from later comers that this step does not run yet."""
-        if sequence.status is not SequenceStatus.RUNNING:  # it lost its own to another one in this very step
-            return False
-        needed = self.pool.blocks_for(sequence.num_computed_tokens + num_tokens) - len(sequence.block_table)
-        if needed <= 0:
-            return True
-        while not self.pool.can_allocate(needed):
-            victim = self._victim(sequence, scheduled)
-            self._preempt(victim)
-            if victim is sequence:
-                return False
-        sequence.block_table.extend(self.pool.allocate(needed))
-        return True
-
-    def _victim(self, sequence: Sequence, scheduled: dict[int, ScheduledSequence]) -> Sequence:
-        """The least urgent, then the latest admitted: it has lost the least. The background takes nobody's room."""
-        running = [] if sequence.request.is_background else self._foreground.running
-        candidates = [s for s in running + self._background.running if s.sequence_id not in scheduled]
-        return max(reversed(candidates), key=lambda s: s.request.priority)
-
-    def _preempt(self, sequence: Sequence) -> None:
-        lane = self._lane(sequence)
-        lane.running.remove(sequence)
-        self._release_blocks(sequence)
-        sequence.status = SequenceStatus.PREEMPTED
-        sequence.num_computed_tokens = 0
-        lane.preempted.append(sequence)
-        lane.preempted.sort(key=lambda s: (s.request.priority, s.sequence_id))
-        self._preempted_now.append(sequence.sequence_id)
-        self.stats.preemptions += 1
 
     def _admit(self, lane: Lane, budget: int, now: float) -> list[ScheduledSequence]:
         """Start waiting sequences while there is room for them; nobody overtakes one that does not fit."""
@@ -234,14 +183,9 @@ class Scheduler:
         """All that run in the background must fit into one of its steps. While others wait it only keeps a foot in."""
         if not lane.is_background:
             return True
-        others_wait = bool(self._foreground.preempted or self.queue.num_waiting(False))
-        most = self._num_kept if others_wait else self._background_budget
+        others_wait = bool(self.lanes.foreground.preempted or self.queue.num_waiting(False))
+        most = self.lanes.num_kept if others_wait else self._background_budget
         return len(lane.running) < most
-
-    @property
-    def _num_kept(self) -> int:
-        """Places that the background keeps while others wait for one."""
-        return int(self.info.max_num_seqs >= MIN_SEQS_TO_SHARE)
 
     def _next(self, lane: Lane) -> Sequence | None:
         """Who starts next: of two that are equally urgent, the one that has run already."""
@@ -251,56 +195,24 @@ class Scheduler:
         return waiting
 
     def _start(self, sequence: Sequence, now: float) -> bool:
-        """Take the blocks of all its known tokens, those of a cached prefix included, or leave everything as it is."""
-        cached = self._cached_blocks(sequence)
-        num_known = len(sequence.token_ids) + sequence.num_pending_tokens
-        needed = self.pool.blocks_for(num_known) - len(cached)
-        if not self._make_way(sequence, needed, cached):
+        has_begun = sequence.status is SequenceStatus.PREEMPTED
+        if not self.lanes.start(sequence):
             return False
-        self.pool.share(cached)
-        sequence.block_table = cached + self.pool.allocate(needed)
-        sequence.num_computed_tokens = len(cached) * self.info.block_size
-        self._enter(sequence, now)
+        if not has_begun:
+            self._introduce(sequence, now)
         return True
 
-    def _make_way(self, sequence: Sequence, needed: int, cached: list[int]) -> bool:
-        """Whether it fits, once those in the background have given up what it needs: a place, or memory."""
-        background = self._background.running
-        while not (self._has_place() and self._has_memory(needed, cached)):
-            num_kept = 0 if self._has_place() else self._num_kept
-            if sequence.request.is_background or len(background) <= num_kept:
-                return False
-            self._preempt(max(reversed(background), key=lambda s: s.request.priority))
-        return True
-
-    def _has_place(self) -> bool:
-        return self._num_running < self.info.max_num_seqs
-
-    def _has_memory(self, needed: int, cached: list[int]) -> bool:
-        return self.pool.can_allocate(needed + HEADROOM_BLOCKS * self._num_running, cached)
-
-    @property
-    def _num_running(self) -> int:
-        return len(self._foreground.running) + len(self._background.running)
-
-    def _cached_blocks(self, sequence: Sequence) -> list[int]:
-        return self.pool.find_cached(sequence.hashes(self.info.block_size, sequence.max_cached_tokens()))
-
-    def _enter(self, sequence: Sequence, now: float) -> None:
-        if sequence.status is SequenceStatus.PREEMPTED:
-            self._lane(sequence).preempted.remove(sequence)
-        else:
-            self.queue.pop(sequence, now)
-            sequence.first_scheduled = now
-            sequence.num_cached_tokens = sequence.num_computed_tokens
-            self.stats.cached_tokens += sequence.num_cached_tokens
-            uncached = len(sequence.token_ids) - sequence.num_cached_tokens
-            self.queue.charge(sequence.request, input_tokens=uncached)
-            self._by_id[sequence.sequence_id] = sequence
-            self._new.append(sequence.introduction())
-            self._prompts.started(sequence)
-        sequence.status = SequenceStatus.RUNNING
-        self._lane(sequence).running.append(sequence)
+    def _introduce(self, sequence: Sequence, now: float) -> None:
+        """Out of the queue, and known to the engine from its next step on."""
+        self.queue.pop(sequence, now)
+        sequence.first_scheduled = now
+        sequence.num_cached_tokens = sequence.num_computed_tokens
+        self.stats.cached_tokens += sequence.num_cached_tokens
+        uncached = len(sequence.token_ids) - sequence.num_cached_tokens
+        self.queue.charge(sequence.request, input_tokens=uncached)
+        self._by_id[sequence.sequence_id] = sequence
+        self._new.append(sequence.introduction())
+        self._prompts.started(sequence)
 
     def _plan(self, sequence: Sequence, num_tokens: int, samples: bool) -> ScheduledSequence:
         start = sequence.num_computed_tokens
@@ -373,24 +285,11 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence) -> None:
         self._prompts.ended(sequence)
-        if sequence.status is SequenceStatus.RUNNING:
-            self._lane(sequence).running.remove(sequence)
-            self._release_blocks(sequence)
-        elif sequence.status is SequenceStatus.PREEMPTED:
-            self._lane(sequence).preempted.remove(sequence)
+        self.lanes.end(sequence)
         if self._by_id.pop(sequence.sequence_id, None) is not None:
             self._finished.append(sequence.sequence_id)
-            if sequence.sequence_id in self._preempted_now:  # an engine need not look for what it has just dropped
-                self._preempted_now.remove(sequence.sequence_id)
         del self._by_request[sequence.request.request_id]
         sequence.status = SequenceStatus.FINISHED
-
-    def _release_blocks(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.block_table)
-        sequence.block_table = []  # a new list: steps in flight hold the old one
-
-    def _lane(self, sequence: Sequence) -> Lane:
-        return self._background if sequence.request.is_background else self._foreground
 
     # --- what others may see
 
@@ -400,7 +299,8 @@ class Scheduler:
 
     def snapshot(self) -> WorkerStats:
         """The live statistics object, its gauges brought up to date."""
-        self.stats.running = len(self._foreground.sequences) + len(self._background.sequences)
+        self.stats.running = self.lanes.num_begun
+        self.stats.preemptions = self.lanes.num_preemptions
         self.stats.waiting = len(self.queue)
         self.stats.kv_blocks_used = self.pool.num_used
         return self.stats
@@ -408,21 +308,12 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Every sequence is in exactly one place, and every block is accounted for."""
         self.queue.check_integrity()
-        lanes = (self._foreground, self._background)
-        running = [sequence for lane in lanes for sequence in lane.running]
-        preempted = [sequence for lane in lanes for sequence in lane.preempted]
-        self.pool.check_integrity(s.block_table for s in running)
+        self.lanes.check_integrity()
+        lanes = (self.lanes.foreground, self.lanes.background)
         states = [s.status for s in self._by_request.values()]
-        assert states.count(SequenceStatus.RUNNING) == len(running) <= self.info.max_num_seqs
-        assert states.count(SequenceStatus.PREEMPTED) == len(preempted)
+        assert states.count(SequenceStatus.RUNNING) == sum(len(lane.running) for lane in lanes)
+        assert states.count(SequenceStatus.PREEMPTED) == sum(len(lane.preempted) for lane in lanes)
         assert states.count(SequenceStatus.WAITING) == len(self.queue)
         assert SequenceStatus.FINISHED not in states
-        for sequence in running:
-            assert len(sequence.block_table) >= self.pool.blocks_for(sequence.num_computed_tokens)
-            assert sequence.num_uncomputed_tokens >= 0
-        for lane in lanes:
-            assert all(s.request.is_background == lane.is_background for s in lane.sequences)
-            assert all(s.num_uncomputed_tokens <= 1 for s in lane.running[:-1]), "a prompt before a decode"
-        assert len(self._background.running) <= self._background_budget
-        assert not any(s.block_table or s.num_computed_tokens for s in preempted)
+        assert len(self.lanes.background.running) <= self._background_budget
         self._prompts.check_integrity(list(self._by_request.values()))

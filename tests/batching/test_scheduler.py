@@ -224,7 +224,7 @@ def test_an_abort_tells_how_much_of_the_prompt_was_computed():
 
 def run_to_preemption(simulation: Simulation) -> None:
     for _ in range(50):
-        if simulation.scheduler.stats.preemptions:
+        if simulation.scheduler.lanes.num_preemptions:
             return
         simulation.step()
     pytest.fail("memory was not scarce")
@@ -243,7 +243,7 @@ def test_preemption_takes_from_the_latest_and_loses_nothing():
     simulation = preempted_simulation()
     running = simulation.scheduler.snapshot()
     assert (running.running, running.waiting) == (2, 0)
-    assert [s.request.request_id for s in simulation.scheduler._foreground.running] == ["old"]
+    assert [s.request.request_id for s in simulation.scheduler.lanes.foreground.running] == ["old"]
     simulation.drain()  # compares the answers
 
 
@@ -253,7 +253,7 @@ def test_preemption_takes_from_the_least_urgent_first():
     simulation.step()
     simulation.add(make_request("urgent", [2] * 8, max_tokens=14, priority=0))
     run_to_preemption(simulation)
-    assert [s.request.request_id for s in simulation.scheduler._foreground.running] == ["urgent"]
+    assert [s.request.request_id for s in simulation.scheduler.lanes.foreground.running] == ["urgent"]
     simulation.drain()
 
 
@@ -264,7 +264,7 @@ def test_the_urgent_do_not_wait_behind_the_preempted():
     run_to_preemption(simulation)
     simulation.add(make_request("urgent", [3], max_tokens=2))
     simulation.step()
-    assert "urgent" in {s.request.request_id for s in simulation.scheduler._foreground.running}
+    assert "urgent" in {s.request.request_id for s in simulation.scheduler.lanes.foreground.running}
     simulation.drain()
 
 
@@ -277,7 +277,7 @@ def test_little_is_computed_twice_when_memory_is_short():
         simulation.add(make_request(f"r{number}", prompt, max_tokens=max_tokens))
         needed += len(prompt) + max_tokens - 1
     simulation.drain()
-    assert simulation.scheduler.stats.preemptions
+    assert simulation.scheduler.lanes.num_preemptions
     assert simulation.engine.computed_tokens < 1.2 * needed
 
 
@@ -294,16 +294,20 @@ def test_of_the_preempted_the_urgent_come_first():
     for name, priority in [("batch", 1), ("normal", 0), ("later", 0)]:
         simulation.add(make_request(name, priority=priority))
     simulation.step()
-    for sequence in list(simulation.scheduler._foreground.running):
-        simulation.scheduler._preempt(sequence)
-    assert [s.request.request_id for s in simulation.scheduler._foreground.preempted] == ["normal", "later", "batch"]
+    for sequence in list(simulation.scheduler.lanes.foreground.running):
+        simulation.scheduler.lanes.preempt(sequence)
+    assert [s.request.request_id for s in simulation.scheduler.lanes.foreground.preempted] == [
+        "normal",
+        "later",
+        "batch",
+    ]
     simulation.drain()
 
 
 def test_an_engine_is_not_asked_to_preempt_what_it_was_told_to_drop():
     simulation = preempted_simulation(steps_in_flight=2)
-    victim = simulation.scheduler._foreground.preempted[0].sequence_id
-    simulation.scheduler._preempted_now.append(victim)  # as after a schedule() that planned nothing
+    victim = simulation.scheduler.lanes.foreground.preempted[0].sequence_id
+    simulation.scheduler.lanes.newly_preempted.append(victim)  # as after a schedule() that planned nothing
     simulation.abort("young")
     plan = simulation.plan()
     assert victim in plan.finished
@@ -467,7 +471,7 @@ def test_a_group_whose_first_lost_its_memory_goes_on():
     simulation = Simulation(make_info(block_size=4, token_budget=8))
     add_group(simulation, 3)
     simulation.step()
-    simulation.scheduler._preempt(simulation.scheduler._foreground.running[0])
+    simulation.scheduler.lanes.preempt(simulation.scheduler.lanes.foreground.running[0])
     simulation.drain()
     assert [len(simulation.answers[f"g{index}"]) for index in range(3)] == [4] * 3
 
@@ -588,9 +592,10 @@ def test_nothing_is_kept_of_requests_that_have_ended():
         if number % 3 == 0 and f"r{number}" not in simulation.ends:
             simulation.abort(f"r{number}")
     simulation.drain()
-    assert not scheduler._foreground.sequences
-    for name in ("_by_request", "_by_id", "_new", "_finished", "_preempted_now"):
+    assert not scheduler.lanes.foreground.sequences
+    for name in ("_by_request", "_by_id", "_new", "_finished"):
         assert not getattr(scheduler, name), name
+    assert not scheduler.lanes.newly_preempted
     assert len(scheduler.pool._by_hash) <= 64
     assert len(scheduler.queue._expiries) <= 64
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batching.scheduler import MIN_SEQS_TO_SHARE
+from batching.lanes import MIN_SEQS_TO_SHARE
 from batching.turns import LINGER, SHARE, Turn, Turns, background_tokens
 from engines.steps import StepPlan
 from engines.types import BACKGROUND_PRIORITY
@@ -145,7 +145,7 @@ def test_the_background_gives_up_its_places_but_for_one() -> None:
         simulation.add(make_request(f"f{number}", [2], max_tokens=2 * SHARE))
     assert steps(simulation, SHARE + 2) == ["f"] * SHARE + ["b", "f"]
     scheduler = simulation.scheduler
-    assert (len(scheduler._foreground.running), len(scheduler._background.running)) == (size - 1, 1)
+    assert (len(scheduler.lanes.foreground.running), len(scheduler.lanes.background.running)) == (size - 1, 1)
     simulation.drain()
 
 
