@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from server.entitlement import Entitlement, Grant
@@ -11,6 +12,27 @@ from server.job import Job
 from server.store.records import utc_now
 
 log = logging.getLogger("penstock.admission")
+
+
+class Admitted(ABC):
+    """What holds a lease, as its keeper sees it (`leases.Leaseholder`)."""
+
+    _admission: Admission
+
+    @property
+    def lease_id(self) -> str:
+        return self._admission.lease_id
+
+    @property
+    def account(self) -> str:
+        return self._admission.account
+
+    async def lease_expired(self) -> None:
+        await self._admission.reserve_again(self.fail)
+
+    @abstractmethod
+    def fail(self, error: APIError) -> None:
+        """The reader gets this error next, unless the answer is complete."""
 
 
 class Admission:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from batching.client import RESTART_HINT_MS
 from engines.types import FinishReason, OutputDelta, RequestError, Usage
 from server.accounting import computed_by, outcome_of, usage_of, usage_record
-from server.admission import Admission
+from server.admission import Admission, Admitted
 from server.cache.wish import Result, cache_header
 from server.choice import Piece
 from server.errors import APIError, Overloaded, from_engine
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     pass
 
 
-class Computation(Generation):
+class Computation(Admitted, Generation):
     """One that engines work on. Entered, it is admitted and submitted; left, what runs is aborted and what was used
     is settled."""
 
@@ -159,22 +159,10 @@ class Computation(Generation):
     # --- the lease (`leases.Leaseholder`)
 
     @property
-    def lease_id(self) -> str:
-        return self._admission.lease_id
-
-    @property
-    def account(self) -> str:
-        return self._admission.account
-
-    @property
     def tokens_used(self) -> int:
         return self.usage.total_tokens
 
-    async def lease_expired(self) -> None:
-        await self._admission.reserve_again(self.fail)
-
     def fail(self, error: APIError) -> None:
-        """The reader gets this error next, unless the answer is complete."""
         if self._failure is None and not self.is_done:
             self._failure = error
             self._work.ready.set()

@@ -13,7 +13,7 @@ from typing import Self
 
 from engines.types import ErrorCode, FinishReason, RequestError, Usage
 from server.accounting import outcome_of, usage_record
-from server.admission import Admission
+from server.admission import Admission, Admitted
 from server.cache.cache import ResponseCache
 from server.cache.flight import Flight, Source, Tape
 from server.cache.recording import Recording
@@ -45,7 +45,7 @@ def count(job: Job, resources: Resources, result: Result) -> None:
     resources.metrics.cache_requests.labels(job.deployment.model, job.deployment.version, result).inc()
 
 
-class CachedGeneration(Generation):
+class CachedGeneration(Admitted, Generation):
     """A request whose answer others may share. As a `leases.Leaseholder` it is one that computes nothing itself."""
 
     tokens_used = 0
@@ -177,19 +177,7 @@ class CachedGeneration(Generation):
 
     # --- the lease (`leases.Leaseholder`)
 
-    @property
-    def lease_id(self) -> str:
-        return self._admission.lease_id
-
-    @property
-    def account(self) -> str:
-        return self._admission.account
-
-    async def lease_expired(self) -> None:
-        await self._admission.reserve_again(self.fail)
-
     def fail(self, error: APIError) -> None:
-        """The reader gets this error next, unless the answer is complete."""
         if self._failure is None and not self.is_done:
             self._failure = error
             if self._source is not None:
