@@ -49,7 +49,6 @@ class Scheduler:
         # With less, sequences that decode could be left out of a step for as long as others run.
         self._token_budget = max(info.token_budget, info.max_num_seqs)
         self._ids = count()
-        self._background_budget = background_tokens(self._token_budget)
         self._turns = TurnTaking([self])
         self._background_step: StepPlan | None = None  # the one under way
         self._by_request: dict[str, Sequence] = {}
@@ -122,10 +121,12 @@ class Scheduler:
         lane = self._lane_of(turn)
         return bool(lane.running or lane.preempted or self.queue.num_waiting(lane.is_background))
 
-    def plan(self, turn: Turn, now: float) -> StepPlan | None:
+    def plan(self, turn: Turn, now: float, *, is_calm: bool) -> StepPlan | None:
         """The next step of one lane; None where nothing of it can run."""
         lane = self._lane_of(turn)
-        budget = self._background_budget if lane.is_background else self._token_budget
+        budget = self._token_budget
+        if lane.is_background:
+            budget = background_tokens(budget, is_calm=is_calm)
         scheduled = self._schedule_lane(lane, budget, now)
         if not scheduled:
             return None
@@ -180,12 +181,16 @@ class Scheduler:
         return scheduled
 
     def _may_admit(self, lane: Lane) -> bool:
-        """All that run in the background must fit into one of its steps. While others wait it only keeps a foot in."""
+        """All that run in the background must fit into one of its larger steps. While others wait it only keeps a foot
+        in."""
         if not lane.is_background:
             return True
         others_wait = bool(self.lanes.foreground.preempted or self.queue.num_waiting(False))
-        most = self.lanes.num_kept if others_wait else self._background_budget
-        return len(lane.running) < most
+        return len(lane.running) < (self.lanes.num_kept if others_wait else self._most_in_background)
+
+    @property
+    def _most_in_background(self) -> int:
+        return background_tokens(self._token_budget, is_calm=True)
 
     def _next(self, lane: Lane) -> Sequence | None:
         """Who starts next: of two that are equally urgent, the one that has run already."""
@@ -315,5 +320,5 @@ class Scheduler:
         assert states.count(SequenceStatus.PREEMPTED) == sum(len(lane.preempted) for lane in lanes)
         assert states.count(SequenceStatus.WAITING) == len(self.queue)
         assert SequenceStatus.FINISHED not in states
-        assert len(self.lanes.background.running) <= self._background_budget
+        assert len(self.lanes.background.running) <= self._most_in_background
         self._prompts.check_integrity(list(self._by_request.values()))

@@ -122,13 +122,15 @@ class TextScheduler:
         has_room = len(running) < self.info.max_num_seqs
         return any(owner.waiting for owner in running) or (has_room and self.queue.num_waiting(is_background) > 0)
 
-    def plan(self, turn: Turn, now: float) -> TextBatch | None:
+    def plan(self, turn: Turn, now: float, *, is_calm: bool) -> TextBatch | None:
         is_background = turn is Turn.BACKGROUND
         self._admit(is_background, now)
         candidates = self._candidates(is_background)
         if not candidates:
             return None
-        budget = background_tokens(self.info.token_budget) if is_background else self.info.token_budget
+        budget = self.info.token_budget
+        if is_background:
+            budget = background_tokens(budget, is_calm=is_calm)
         texts = self._fill(candidates, budget)
         for text in texts:
             self._take(text)

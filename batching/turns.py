@@ -16,7 +16,11 @@ from typing import Generic, Protocol, TypeVar
 
 SHARE = 32  # one step in 33 lengthens 3 % of the gaps between tokens: neither their median nor their p95
 LINGER = 0.2  # seconds; a client's next request follows its last answer, and should meet an idle engine
-STEP_SHARE = 16  # the background's steps have so small a part of the tokens that a step may have
+STEP_SHARE = 16  # the background's steps have so small a part of the tokens that a step may have,
+BUSY_STEP_SHARE = (
+    64  # and a smaller one where somebody came lately: the next one, too, may come in the middle of a step
+)
+CALM = 2.0  # seconds without the foreground, after which nobody is expected soon
 
 
 Plan = TypeVar("Plan", covariant=True)
@@ -28,9 +32,9 @@ class Turn(Enum):
     NOBODY = auto()
 
 
-def background_tokens(token_budget: int) -> int:
+def background_tokens(token_budget: int, *, is_calm: bool) -> int:
     """What a step of the background may compute: the longest wait for whoever arrives in the middle of it."""
-    return max(1, token_budget // STEP_SHARE)
+    return max(1, token_budget // (STEP_SHARE if is_calm else BUSY_STEP_SHARE))
 
 
 @dataclass(slots=True)
@@ -53,6 +57,9 @@ class Turns:
         """A step was planned; `background`: whether that one had work too. Work that can't run stays due."""
         waited = turn is Turn.FOREGROUND and background
         self.num_passed = self.num_passed + 1 if waited else 0
+
+    def is_calm(self, now: float) -> bool:
+        return now - self._last_foreground >= CALM
 
     def seconds_of_calm(self, now: float) -> float:
         """How much longer nobody may come before the background begins."""
@@ -77,7 +84,7 @@ class Kind(Protocol[Plan]):
     def wants(self, turn: Turn) -> bool:
         """Whether it has work for such a step."""
 
-    def plan(self, turn: Turn, now: float) -> Plan | None:
+    def plan(self, turn: Turn, now: float, *, is_calm: bool) -> Plan | None:
         """Its next step of this sort; None where its work can't run now."""
 
 
@@ -94,9 +101,10 @@ class TurnTaking(Generic[Plan]):
         wanting = {turn: self._wanting(turn) for turn in self._kinds}
         background = bool(wanting[Turn.BACKGROUND])
         first = self._turns.next(now, foreground=bool(wanting[Turn.FOREGROUND]), background=background)
+        is_calm = self._turns.is_calm(now)
         for turn in _INSTEAD[first]:
             for kind in wanting[turn]:
-                if (plan := kind.plan(turn, now)) is not None:
+                if (plan := kind.plan(turn, now, is_calm=is_calm)) is not None:
                     self._turns.took(turn, background=background)
                     self._kinds[turn].remove(kind)
                     self._kinds[turn].append(kind)

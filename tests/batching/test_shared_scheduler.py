@@ -40,7 +40,7 @@ class Kind:
     def wants(self, turn: Turn) -> bool:
         return self.wanted[turn]
 
-    def plan(self, turn: Turn, now: float) -> tuple[Kind, Turn] | None:
+    def plan(self, turn: Turn, now: float, *, is_calm: bool) -> tuple[Kind, Turn] | None:
         return (self, turn) if self.can_run else None
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.lanes import MIN_SEQS_TO_SHARE
-from batching.turns import LINGER, SHARE, Turn, Turns, background_tokens
+from batching.turns import CALM, LINGER, SHARE, Turn, Turns, background_tokens
 from engines.steps import StepPlan
 from engines.types import BACKGROUND_PRIORITY
 from tests.fakes import Simulation, make_info, make_request
@@ -101,7 +101,7 @@ def test_who_arrives_waits_for_one_small_step_at_most() -> None:
     for _ in range(40):
         plan = simulation.plan()
         assert plan is not None
-        assert sum(row.num_tokens for group in plan.groups for row in group) <= background_tokens(64)
+        assert sum(row.num_tokens for group in plan.groups for row in group) <= background_tokens(64, is_calm=True)
         assert simulation.plan() is None, "a second step of the background is under way"
         simulation.collect()
     simulation.plan()
@@ -174,3 +174,12 @@ def test_accounts_take_turns_in_the_background_too() -> None:
         simulation.step()
     assert sum(name.startswith("b-big") for name in simulation.ends) <= 12
     simulation.drain()
+
+
+def test_steps_are_smaller_where_somebody_came_lately() -> None:
+    turns, budget = Turns(), 256
+    assert background_tokens(budget, is_calm=turns.is_calm(0.0)) == 16, "nobody ever came"
+    turns.next(1.0, foreground=True, background=True)
+    sizes = [background_tokens(budget, is_calm=turns.is_calm(now)) for now in (1.0, 1.0 + LINGER, 2.9, 1.0 + CALM)]
+    assert sizes == [4, 4, 4, 16]
+    assert background_tokens(1, is_calm=False) == 1, "never nothing"
