@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 
 from server.errors import APIError, PayloadTooLarge, RequestTimeout
+from server.periodic import periodically
 from server.settings_sections import FileSettings
 from server.shielded import to_the_end
 from server.store.errors import StoreError
@@ -21,8 +20,6 @@ from server.wire.multipart import MultipartReader
 FORM_BYTES = 64 * 1024  # of a form beside its file: boundaries, headers, fields
 SWEEP_EVERY = 60.0  # seconds
 _CLOSE = {"connection": "close"}  # what is left of the body is not worth reading
-
-log = logging.getLogger("penstock.files")
 
 
 async def receive(
@@ -91,11 +88,6 @@ def _refusal(error: TimeoutError | StoreError, settings: FileSettings) -> APIErr
     return RequestTimeout("The upload took too long.", headers=_CLOSE)
 
 
-async def sweep_for_ever(files: Files, interval: float = SWEEP_EVERY) -> None:
+async def sweep_for_ever(files: Files) -> None:
     """Every gateway does: that two meet at one file does no harm."""
-    while True:
-        await asyncio.sleep(interval)
-        try:
-            await files.sweep()
-        except (SQLAlchemyError, OSError) as error:
-            log.warning("expired files could not be deleted: %s", type(error).__name__)
+    await periodically(files.sweep, SWEEP_EVERY, "the removal of expired files")

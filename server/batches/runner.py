@@ -7,6 +7,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp
 from server.auth import Authenticator
 from server.batches.pace import Pace
 from server.batches.run import Run, Shop
+from server.periodic import attempt
 from server.routing import Router
 from server.settings import Settings
 from server.store import Store
@@ -68,10 +70,7 @@ class BatchRunner:
 
     async def _look_for_ever(self, shop: Shop) -> None:
         while True:
-            try:
-                await self._take_what_is_free(shop)
-            except (SQLAlchemyError, OSError) as error:
-                log.warning("batches can't be looked for: %s", type(error).__name__)
+            await attempt(partial(self._take_what_is_free, shop), "the look for batches")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), LOOK_EVERY)
             self._wake.clear()

@@ -13,7 +13,7 @@ from typing import Any
 from server import logs
 from server.errors import APIError, Overloaded, ServerError
 from server.generation import Generation
-from server.reachable import DATABASE_FAULTS
+from server.periodic import periodically
 from server.responses.recorder import LEASE
 from server.responses.service import Prepared, ResponsesService
 from server.store.records import utc_now
@@ -171,14 +171,7 @@ class Background:
 
     async def watch(self) -> None:
         """Ends those whose gateway is gone, until it is cancelled."""
-        while True:
-            await asyncio.sleep(SWEEP_EVERY)
-            try:
-                await self.sweep()
-            except DATABASE_FAULTS as error:
-                log.warning("abandoned responses can't be looked for: %s", type(error).__name__)
-            except Exception:  # the next look must not depend on this one
-                log.exception("an abandoned response could not be ended")
+        await periodically(self.sweep, SWEEP_EVERY, "the look for abandoned responses")
 
     async def sweep(self) -> None:
         """One that this gateway is at is not abandoned, though its lease has run out while the process stood still."""
@@ -196,16 +189,14 @@ class Background:
         await self._service.scribe.write(_failed(replace(response, owner=owner), events))
 
     async def clean(self) -> None:
-        """Removes what is older than it is kept, in bites, until it is cancelled."""
-        while True:
-            try:
-                removed = await self._service.store.remove_expired(utc_now(), BITE)
-                if removed == BITE:
-                    await asyncio.sleep(1)
-                    continue
-            except DATABASE_FAULTS as error:
-                log.warning("expired responses can't be removed: %s", type(error).__name__)
-            await asyncio.sleep(CLEAN_EVERY)
+        """Removes what is older than it is kept, until it is cancelled."""
+        await periodically(self._remove_expired, CLEAN_EVERY, "the removal of expired responses")
+
+    async def _remove_expired(self) -> None:
+        removed = BITE
+        while removed == BITE:
+            removed = await self._service.store.remove_expired(utc_now(), BITE)
+            await asyncio.sleep(1)  # others want the database too
 
 
 def _failed(response: StoredResponse, events: Sequence[bytes]) -> Progress:
