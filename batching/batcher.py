@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
 from batching.stats import WorkerStats
+from engines.base import OutOfMemory
 from engines.types import EngineInfo, GenerationRequest, OutputDelta
 
 Deliver = Callable[[list[OutputDelta]], None]
@@ -20,6 +22,9 @@ PlanIn = TypeVar("PlanIn", contravariant=True)
 ResultIn = TypeVar("ResultIn", contravariant=True)
 
 
+log = logging.getLogger("penstock.batcher")
+
+
 class Engine(Protocol[PlanIn, Result]):
     """A StepEngine, or a VectorEngine."""
 
@@ -27,6 +32,8 @@ class Engine(Protocol[PlanIn, Result]):
     def info(self) -> EngineInfo: ...
 
     def submit(self, plan: PlanIn) -> Future[Result]: ...
+
+    def resume(self) -> None: ...
 
 
 class Decides(Protocol[Plan, ResultIn]):
@@ -43,6 +50,8 @@ class Decides(Protocol[Plan, ResultIn]):
     def schedule(self, now: float) -> Plan | None: ...
 
     def update(self, plan: Plan, result: ResultIn) -> list[OutputDelta]: ...
+
+    def undo(self, plan: Plan, *, was_too_large: bool) -> list[OutputDelta]: ...
 
     def pause(self, now: float) -> float | None: ...
 
@@ -77,7 +86,7 @@ class Batcher(Generic[Plan, Result]):
         return self._scheduler.snapshot()
 
     async def run(self) -> None:
-        """Raises what a failed step raised."""
+        """Raises what a failed step raised, unless it was out of memory."""
         while True:
             self._submit_steps()
             if not self._in_flight:
@@ -85,10 +94,28 @@ class Batcher(Generic[Plan, Result]):
                 continue
             plan, future = self._in_flight.popleft()
             started = time.monotonic()
-            result = await asyncio.wrap_future(future)
+            try:
+                result = await asyncio.wrap_future(future)
+            except OutOfMemory as error:
+                log.warning("a step found too little memory, and is done in smaller ones: %s", error)
+                await self._retreat(plan)
+                continue
             self._scheduler.stats.step_seconds += time.monotonic() - started
             if deltas := self._scheduler.update(plan, result):
                 self._deliver(deltas)
+
+    async def _retreat(self, failed: Plan) -> None:
+        """What was planned behind a step that found too little memory was not run."""
+        plans = [failed]
+        while self._in_flight:
+            plan, future = self._in_flight.popleft()
+            plans.append(plan)
+            with contextlib.suppress(OutOfMemory):
+                await asyncio.wrap_future(future)
+        self._engine.resume()
+        ended = [delta for plan in plans for delta in self._scheduler.undo(plan, was_too_large=plan is failed)]
+        if ended:
+            self._deliver(ended)
 
     async def _rest(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -40,7 +40,7 @@ class Lanes:
         self.foreground, self.background = Lane(is_background=False), Lane(is_background=True)
         self.newly_preempted: list[int] = []
         self.num_preemptions = 0
-        self._max_num_seqs = info.max_num_seqs
+        self.max_num_seqs = info.max_num_seqs  # places; fewer while memory is short
 
     def of(self, sequence: Sequence) -> Lane:
         return self.background if sequence.request.is_background else self.foreground
@@ -48,7 +48,7 @@ class Lanes:
     @property
     def num_kept(self) -> int:
         """Places that the background keeps while others wait for one."""
-        return int(self._max_num_seqs >= MIN_SEQS_TO_SHARE)
+        return int(self.max_num_seqs >= MIN_SEQS_TO_SHARE)
 
     @property
     def num_running(self) -> int:
@@ -101,7 +101,7 @@ class Lanes:
         return True
 
     def _has_place(self) -> bool:
-        return self.num_running < self._max_num_seqs
+        return self.num_running < self.max_num_seqs
 
     def _has_memory(self, needed: int, cached: list[int]) -> bool:
         return self.pool.can_allocate(needed + HEADROOM_BLOCKS * self.num_running, cached)
@@ -140,6 +140,14 @@ class Lanes:
         self.newly_preempted.append(sequence.sequence_id)
         self.num_preemptions += 1
 
+    def shrink(self, max_num_seqs: int, most_in_background: int) -> None:
+        """Leave no more places than these."""
+        self.max_num_seqs = max_num_seqs
+        while len(self.background.running) > most_in_background:
+            self.preempt(_least_urgent(self.background.running))
+        while self.num_running > max_num_seqs:
+            self.preempt(_least_urgent(self.foreground.running + self.background.running))
+
     def _release_blocks(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_table)
         sequence.block_table = []  # a new list: steps in flight hold the old one
@@ -148,7 +156,7 @@ class Lanes:
         """Every sequence is in its own lane, and every block is accounted for."""
         lanes = (self.foreground, self.background)
         running = [sequence for lane in lanes for sequence in lane.running]
-        assert len(running) <= self._max_num_seqs
+        assert len(running) <= self.max_num_seqs
         self.pool.check_integrity(s.block_table for s in running)
         for sequence in running:
             assert sequence.status is SequenceStatus.RUNNING

@@ -71,5 +71,9 @@ def waited_in_vain(request: GenerationRequest, now: float, retry_after_ms: int) 
     return RequestError(ErrorCode.QUEUE_TIMEOUT, message, retry_after_ms)
 
 
+def too_large() -> RequestError:
+    return RequestError(ErrorCode.ENGINE_FAILED, "The engine has too little memory for this request.")
+
+
 def away() -> RequestError:
     return RequestError(ErrorCode.ENGINE_FAILED, "The model's server can't be reached at the moment.", AWAY_RETRY_MS)

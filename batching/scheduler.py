@@ -19,9 +19,10 @@ from batching.buckets import MAX_PADDING_WASTE, group_by_length
 from batching.groups import SharedPrompts
 from batching.lanes import Lane, Lanes
 from batching.queue import AdmissionQueue
-from batching.refusals import check_request, overloaded, waited_in_vain
+from batching.refusals import check_request, overloaded, too_large, waited_in_vain
 from batching.sequence import Sequence, SequenceStatus
 from batching.stats import WorkerStats
+from batching.step_limit import StepLimit
 from batching.turns import Turn, TurnTaking, background_tokens
 from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engines.types import EngineInfo, FinishReason, GenerationRequest, OutputDelta, RequestError, TokenLogprobs
@@ -47,7 +48,7 @@ class Scheduler:
         self.stats = WorkerStats(kv_blocks=info.num_blocks)
         self.max_model_len = min(info.max_model_len, info.num_blocks * info.block_size)
         # With less, sequences that decode could be left out of a step for as long as others run.
-        self._token_budget = max(info.token_budget, info.max_num_seqs)
+        self._limit = StepLimit(info.max_num_seqs, max(info.token_budget, info.max_num_seqs))
         self._ids = count()
         self._turns = TurnTaking([self])
         self._background_step: StepPlan | None = None  # the one under way
@@ -124,7 +125,7 @@ class Scheduler:
     def plan(self, turn: Turn, now: float, *, is_calm: bool) -> StepPlan | None:
         """The next step of one lane; None where nothing of it can run."""
         lane = self._lane_of(turn)
-        budget = self._token_budget
+        budget = self._limit.num_tokens
         if lane.is_background:
             budget = background_tokens(budget, is_calm=is_calm)
         scheduled = self._schedule_lane(lane, budget, now)
@@ -190,7 +191,7 @@ class Scheduler:
 
     @property
     def _most_in_background(self) -> int:
-        return background_tokens(self._token_budget, is_calm=True)
+        return background_tokens(self._limit.num_tokens, is_calm=True)
 
     def _next(self, lane: Lane) -> Sequence | None:
         """Who starts next: of two that are equally urgent, the one that has run already."""
@@ -232,7 +233,9 @@ class Scheduler:
         deltas = []
         if plan is self._background_step:
             self._background_step = None
-        for item in (member for group in plan.groups for member in group):
+        if plan.groups and self._limit.passed():
+            self.lanes.max_num_seqs = self._limit.num_seqs
+        for item in plan.rows:
             sequence = self._by_id.get(item.sequence_id)
             if sequence is None:  # it ended while this step was under way
                 continue
@@ -247,6 +250,41 @@ class Scheduler:
             if reason is not None:
                 self._finish(sequence)
         return deltas
+
+    def undo(self, plan: StepPlan, *, was_too_large: bool) -> list[OutputDelta]:
+        """A step that was not carried out, for want of memory: its own, or that of the one before it.
+
+        Its sequences lose their room. They come back in smaller steps, and find their full blocks in the prefix cache.
+        """
+        if plan is self._background_step:
+            self._background_step = None
+        for item in plan.rows:
+            if (sequence := self._by_id.get(item.sequence_id)) is not None:
+                sequence.num_pending_tokens -= item.samples
+                if sequence.status is SequenceStatus.RUNNING:
+                    self.lanes.preempt(sequence)
+        self._tell_again(plan)
+        return self._shrink(plan.rows) if was_too_large else []
+
+    def _tell_again(self, plan: StepPlan) -> None:
+        """What the engine may have missed; of those that the step had, it is given a new record."""
+        begin_anew = dict.fromkeys([item.sequence_id for item in plan.rows] + [new.sequence_id for new in plan.new])
+        anew = [sequence for number in begin_anew if (sequence := self._by_id.get(number)) is not None]
+        self._finished = list(dict.fromkeys([*self._finished, *plan.finished, *begin_anew]))
+        self._new = [new for new in self._new if new.sequence_id not in begin_anew]
+        self._new += [sequence.introduction() for sequence in anew]
+        moved = self.lanes.newly_preempted
+        moved += [number for number in plan.preempted if number in self._by_id and number not in moved]
+
+    def _shrink(self, rows: list[ScheduledSequence]) -> list[OutputDelta]:
+        self.stats.out_of_memory += 1
+        if self._limit.shrink(len(rows), sum(item.num_tokens for item in rows)):
+            self.lanes.shrink(self._limit.num_seqs, self._most_in_background)
+            return []
+        alone = [sequence for item in rows if (sequence := self._by_id.get(item.sequence_id)) is not None]
+        for sequence in alone:
+            self._finish(sequence)
+        return [OutputDelta.failed(sequence.request.request_id, too_large()) for sequence in alone]
 
     def _told_of_prompt(
         self, sequence: Sequence, item: ScheduledSequence, result: StepResult
@@ -293,6 +331,8 @@ class Scheduler:
         self.lanes.end(sequence)
         if self._by_id.pop(sequence.sequence_id, None) is not None:
             self._finished.append(sequence.sequence_id)
+            if self._new:  # it was to be introduced anew: see `undo`
+                self._new = [new for new in self._new if new.sequence_id != sequence.sequence_id]
         del self._by_request[sequence.request.request_id]
         sequence.status = SequenceStatus.FINISHED
 

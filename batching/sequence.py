@@ -78,7 +78,8 @@ class Sequence:
     def introduction(self) -> NewSequence:
         """What the engine is told of it."""
         request = self.request
-        return NewSequence(self.sequence_id, request.prompt_token_ids, request.sampling, request.output_token_ids)
+        output = self.token_ids[self.num_prompt_tokens :]
+        return NewSequence(self.sequence_id, request.prompt_token_ids, request.sampling, output)
 
     def hashes(self, block_size: int, num_tokens: int) -> list[bytes]:
         """Hashes of the full blocks among the first `num_tokens` known tokens."""

@@ -59,6 +59,12 @@ class SharedScheduler:
             return self._texts.update(plan, result)
         return self._sequences.update(plan, result)
 
+    def undo(self, plan: AnyPlan, *, was_too_large: bool) -> list[OutputDelta]:
+        """A plan that was not carried out for want of memory: its own, or that of the one before it."""
+        if isinstance(plan, TextBatch):
+            return self._texts.undo(plan, was_too_large=was_too_large)
+        return self._sequences.undo(plan, was_too_large=was_too_large)
+
     def snapshot(self) -> WorkerStats:
         """The live statistics object, its gauges brought up to date."""
         texts = self._texts.snapshot()
@@ -82,3 +88,6 @@ class SharedEngine:
 
     def submit(self, plan: AnyPlan) -> Future[Any]:
         return self._engine.embed(plan) if isinstance(plan, TextBatch) else self._engine.submit(plan)
+
+    def resume(self) -> None:
+        self._engine.resume()

@@ -29,6 +29,7 @@ class WorkerStats:
     padding_cells: int = 0
     preemptions: int = 0
     step_seconds: float = 0.0
+    out_of_memory: int = 0  # steps that found too little, and were done in smaller ones
     restarts: int = 0  # of its process; the others count since the last one
 
     def observe_step(self, size: int, cells: Cells) -> None:

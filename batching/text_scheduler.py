@@ -6,6 +6,7 @@ account that was served least, and takes those nearest in length from every requ
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from itertools import accumulate, count
 
 from batching.buckets import count_cells, fill_batch
 from batching.queue import AdmissionQueue
-from batching.refusals import check_texts, overloaded, waited_in_vain
+from batching.refusals import check_texts, overloaded, too_large, waited_in_vain
 from batching.scheduler import SchedulerConfig
 from batching.stats import WorkerStats
+from batching.step_limit import StepLimit
 from batching.turns import Turn, TurnTaking, background_tokens
 from engines.steps import ScheduledSequence, TextBatch, TextRow
 from engines.types import EngineInfo, FinishReason, GenerationRequest, OutputDelta, RequestError
@@ -42,6 +44,9 @@ class TextRequest:
         ]
         self.waiting = sorted(range(len(spans)), key=lambda index: spans[index].num_tokens)
         self.num_missing = len(spans)
+
+    def put_back(self, index: int) -> None:
+        insort(self.waiting, index, key=lambda each: len(self.rows[each].token_ids))
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,6 +75,7 @@ class TextScheduler:
         self._running: dict[str, TextRequest] = {}  # by request id, in order of admission
         self._in_flight: deque[list[_Text]] = deque()
         self._turns = TurnTaking([self])
+        self._limit = StepLimit(info.max_num_seqs, info.token_budget)
 
     # --- requests in
 
@@ -128,7 +134,7 @@ class TextScheduler:
         candidates = self._candidates(is_background)
         if not candidates:
             return None
-        budget = self.info.token_budget
+        budget = self._limit.num_tokens
         if is_background:
             budget = background_tokens(budget, is_calm=is_calm)
         texts = self._fill(candidates, budget)
@@ -161,7 +167,7 @@ class TextScheduler:
     def _fill(self, candidates: list[_Text], token_budget: int) -> list[_Text]:
         first = min(range(len(candidates)), key=lambda i: self._urgency(candidates[i]))
         lengths = [text.num_tokens for text in candidates]
-        chosen = fill_batch(first, lengths, self.info.max_num_seqs, self._max_padding_waste)
+        chosen = fill_batch(first, lengths, self._limit.num_seqs, self._max_padding_waste)
         longest, fitting = 0, 0
         for size, index in enumerate(chosen, start=1):
             longest = max(longest, lengths[index])
@@ -183,6 +189,7 @@ class TextScheduler:
 
     def update(self, batch: TextBatch, vectors: list[bytes]) -> list[OutputDelta]:
         """A delta for each request that the oldest batch in flight held texts of, unless it was aborted meanwhile."""
+        self._limit.passed()
         deltas: dict[str, OutputDelta] = {}
         for text, vector in zip(self._in_flight.popleft(), vectors, strict=True):
             owner, request_id = text.owner, text.owner.request.request_id
@@ -197,6 +204,22 @@ class TextScheduler:
                 delta.finish_reason = FinishReason.STOP
                 del self._running[request_id]
         return list(deltas.values())
+
+    def undo(self, batch: TextBatch, *, was_too_large: bool) -> list[OutputDelta]:
+        """The oldest batch in flight was not carried out, for want of memory: its own, or that of the step before it.
+        Its texts come back in smaller ones."""
+        texts = self._in_flight.popleft()
+        for text in texts:
+            text.owner.num_scheduled_tokens -= text.num_tokens
+            text.owner.put_back(text.index)
+        if not was_too_large:
+            return []
+        self.stats.out_of_memory += 1
+        longest = max(text.num_tokens for text in texts)
+        if self._limit.shrink(len(texts), len(texts) * longest) and len(texts) > 1:
+            return []
+        owners = [owner for text in texts if (owner := self._running.pop(text.owner.request.request_id, None))]
+        return [OutputDelta.failed(owner.request.request_id, too_large()) for owner in owners]
 
     # --- what others see
 

@@ -23,6 +23,13 @@ class EngineError(Exception):
     """An engine can't be built from its configuration. The message is one line that says what to change."""
 
 
+class OutOfMemory(Exception):
+    """A step found too little memory and has sampled nothing, or was submitted behind such a one and did not run.
+
+    The engine is sound. Whether it has taken note of the plan's `new`, `finished` and `preempted` is not known.
+    """
+
+
 class Grammars(Protocol):
     """The grammars that an engine has ready. A request with one may be scheduled once it is prepared."""
 
@@ -40,9 +47,9 @@ class StepEngine(Protocol):
     """An engine whose every step our scheduler decides. It owns the KV memory that the plan's block tables name.
 
     `submit` returns at once; steps run in the order they were submitted, so that planning the next one can overlap
-    the running one. A failed step sets its future's exception; the engine is then unusable. So it is with `embed`,
-    whose batches take their turns with the steps: it is for engines with `info.vectors`, and changes nothing of what
-    steps compute.
+    the running one. A failed step sets its future's exception; the engine is then unusable, unless that is OutOfMemory:
+    then every later step fails likewise until `resume` is called. So it is with `embed`, whose batches take their turns
+    with the steps: it is for engines with `info.vectors`, and changes nothing of what steps compute.
     """
 
     @property
@@ -54,6 +61,8 @@ class StepEngine(Protocol):
     def submit(self, plan: StepPlan) -> Future[StepResult]: ...
 
     def embed(self, batch: TextBatch) -> Future[list[bytes]]: ...
+
+    def resume(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -147,6 +156,7 @@ class ThreadedEngine(ABC, Generic[Work, Result]):
     def __init__(self, info: EngineInfo) -> None:
         self.info = info
         self._steps: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._is_out_of_memory = False  # of the engine's thread
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -159,8 +169,36 @@ class ThreadedEngine(ABC, Generic[Work, Result]):
 
     def _enqueue(self, execute: Callable[[Item], Answer], item: Item) -> Future[Answer]:
         future: Future[Answer] = Future()
-        self._steps.put((partial(execute, item), future))
+        self._steps.put((partial(self._attempt, execute, item), future))
         return future
+
+    def resume(self) -> None:
+        """The steps submitted from now on run, whatever became of those before."""
+        self._steps.put((self._forget_shortage, Future()))
+
+    def _forget_shortage(self) -> None:
+        self._is_out_of_memory = False
+
+    def _attempt(self, execute: Callable[[Item], Answer], item: Item) -> Answer:
+        if self._is_out_of_memory:
+            raise OutOfMemory("submitted behind a step that found too little memory")
+        try:
+            return execute(item)
+        except Exception as error:
+            if not self.lacks_memory(error):
+                raise
+            reason = str(error)
+        # Not in the handler: what the failed step had allocated hangs on its exception.
+        self._is_out_of_memory = True
+        self.free_memory()
+        raise OutOfMemory(reason)
+
+    def lacks_memory(self, error: Exception) -> bool:
+        """Whether a step raised this for want of memory, and left the engine sound."""
+        return isinstance(error, MemoryError)
+
+    def free_memory(self) -> None:
+        """Give back what is kept for later allocations. Called in the engine's thread only."""
 
     def close(self) -> None:
         """End the thread after the steps already submitted."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 from array import array
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class _Known:
 
 @dataclass(slots=True, frozen=True)
 class FakeOptions:
-    """`options` of a model with engine = "fake". The last five are for tests; 0 is the default."""
+    """`options` of a model with engine = "fake". All but the first two are for tests; 0 is the default."""
 
     delay_ms: float = 0  # the time that a step takes
     vocab: int = 0  # token ids that it accepts; default 256
@@ -94,6 +95,7 @@ class FakeOptions:
     token_budget: int = 0  # few make chunks of prompts; default 8192
     steps_in_flight: int = 0  # default 1
     fail_at_step: int = 0  # this step raises; default: none
+    max_rows: int = 0  # for more sequences in a step, or texts in a batch, there is no memory; default: for any number
     repeat_prompt: int = 0  # 1: the answer is the prompt, over and over
 
 
@@ -117,6 +119,7 @@ class FakeEngine(ThreadedStepEngine):
         blocks_each = -(-max_len // BLOCK_SIZE)
         self._delay = options.delay_ms / 1000
         self._steps_to_failure = options.fail_at_step
+        self._max_rows = options.max_rows or sys.maxsize
         self._repeats = bool(options.repeat_prompt)
         self._known: dict[int, _Known] = {}  # by sequence id
         super().__init__(
@@ -140,9 +143,9 @@ class FakeEngine(ThreadedStepEngine):
             self._known.pop(sequence_id, None)
         for new in plan.new:
             self._known[new.sequence_id] = _Known.of(new)
-        self._pass_time(bool(plan.groups))
+        self._pass_time(len(plan.rows))
         result = StepResult()
-        for item in (member for group in plan.groups for member in group):
+        for item in plan.rows:
             self._compute(item, self._known[item.sequence_id], result)
         return result
 
@@ -160,11 +163,13 @@ class FakeEngine(ThreadedStepEngine):
     def execute_texts(self, batch: TextBatch) -> list[bytes]:
         from engines.fake_vectors import fake_vectors  # with packages that a Python inside Triton lacks
 
-        self._pass_time(True)
+        self._pass_time(len(batch.rows))
         return fake_vectors(batch)
 
-    def _pass_time(self, computes: bool) -> None:
-        if self._delay and computes:
+    def _pass_time(self, num_rows: int) -> None:
+        if num_rows > self._max_rows:
+            raise MemoryError(f"options.max_rows: {num_rows}")
+        if self._delay and num_rows:
             time.sleep(self._delay)
         self._steps_to_failure -= 1
         if self._steps_to_failure == 0:

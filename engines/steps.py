@@ -47,8 +47,15 @@ class StepPlan:
 
     groups: list[list[ScheduledSequence]] = field(default_factory=list)
     new: list[NewSequence] = field(default_factory=list)
-    finished: list[int] = field(default_factory=list)  # sequence ids whose state may be dropped, before the step
+    # Sequence ids whose state may be dropped, before those of `new` come. After a step that found too little memory an
+    # id may be among both, or among the finished a second time.
+    finished: list[int] = field(default_factory=list)
     preempted: list[int] = field(default_factory=list)  # lost their blocks: they start again at position 0
+
+    @property
+    def rows(self) -> list[ScheduledSequence]:
+        """Those of all groups."""
+        return [row for group in self.groups for row in group]
 
 
 @dataclass(slots=True)

@@ -172,6 +172,10 @@ COUNTERS = {
     "attention_cells": ("penstock_attention_cells", "Query-key pairs asked for"),
     "padding_cells": ("penstock_padding_cells", "Query-key pairs that padding to a length bucket added"),
     "preemptions": ("penstock_preemptions", "Sequences that lost their KV space and were computed again"),
+    "out_of_memory": (
+        "penstock_engine_out_of_memory",
+        "Steps that found too little memory",
+    ),
     "step_seconds": ("penstock_engine_step_seconds", "Time spent waiting for steps"),
     "restarts": ("penstock_worker_restarts", "Workers started again"),
 }

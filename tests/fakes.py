@@ -138,16 +138,18 @@ class PaperEngine:
         self.computed_tokens = 0
         self.records: dict[int, _Record] = {}
         self._memory: list[list[int | None]] = [[None] * info.block_size for _ in range(info.num_blocks)]
-        self._seen: set[int] = set()
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def take_over(self, plan: StepPlan) -> None:
         for sequence_id in plan.finished:
-            del self.records[sequence_id]
+            self.records.pop(sequence_id, None)
         for new in plan.new:
             self._introduce(new)
         for sequence_id in plan.preempted:
             self.records[sequence_id].computed = None
-        rows = [row for group in plan.groups for row in group]
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self.take_over(plan)
+        rows = plan.rows
         self._check_limits(plan, rows)
         self._check_memory(rows)
         result = StepResult()
@@ -157,8 +159,7 @@ class PaperEngine:
         return result
 
     def _introduce(self, new: NewSequence) -> None:
-        assert new.sequence_id not in self._seen, "introduced twice"
-        self._seen.add(new.sequence_id)
+        assert new.sequence_id not in self.records, "introduced twice"
         record = _Record(new.prompt_token_ids, new.sampling, [], [hash(("salt", new.sampling.seed))])
         self.records[new.sequence_id] = record
         for token in new.prompt_token_ids + new.output_token_ids:
@@ -224,6 +225,7 @@ class PaperEngine:
 class _Step:
     plan: StepPlan
     result: StepResult | None = None
+    has_failed: bool = False
 
 
 @dataclass
@@ -234,6 +236,7 @@ class Simulation:
     config: SchedulerConfig = field(default_factory=SchedulerConfig)
     clock: FakeClock = field(default_factory=FakeClock)
     lazy: bool = False  # the engine runs a step as late as it can, instead of as soon
+    starves: bool = False  # the next step finds too little memory
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.info, self.config)
@@ -275,14 +278,38 @@ class Simulation:
             if waits and pause:
                 self.clock.advance(pause + 1e-9)
         else:
-            self.in_flight.append(_Step(plan, None if self.lazy else self.engine.execute(plan)))
+            self.in_flight.append(self._submitted(plan))
         return plan
 
+    def _submitted(self, plan: StepPlan) -> _Step:
+        if any(step.has_failed for step in self.in_flight):
+            return _Step(plan, has_failed=True)
+        if self.starves and plan.groups:
+            self.starves = False
+            return _Step(plan, has_failed=True)
+        return _Step(plan, None if self.lazy else self.engine.execute(plan))
+
+    def starve(self) -> None:
+        self.starves = True
+
     def collect(self) -> None:
-        if self.in_flight:
-            step = self.in_flight.popleft()
+        if not self.in_flight:
+            return
+        step = self.in_flight.popleft()
+        if step.has_failed:
+            self._retreat(step)
+        else:
             result = step.result or self.engine.execute(step.plan)
             self._take(self.scheduler.update(step.plan, result))
+
+    def _retreat(self, failed: _Step) -> None:
+        """Whether the engine has taken over what the failed step said, nobody knows."""
+        if len(failed.plan.groups) % 2:
+            self.engine.take_over(failed.plan)
+        steps = [failed, *self.in_flight]
+        self.in_flight.clear()
+        for step in steps:
+            self._take(self.scheduler.undo(step.plan, was_too_large=step is failed))
 
     def step(self) -> StepPlan | None:
         """Submit what may be under way, then wait for the first; the answer is the last plan submitted."""

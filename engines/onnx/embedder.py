@@ -14,7 +14,7 @@ import numpy as np
 from engines.base import EngineError, VectorEngine
 from engines.onnx.engine import open_session
 from engines.onnx.folder import ModelConfig, find_graph
-from engines.onnx.session import VERSION, Array, Session
+from engines.onnx.session import VERSION, Array, Session, is_short
 from engines.options import read_positive_integers
 from engines.sentence_files import SentenceFiles, Vectors, of_length_one
 from engines.steps import TextBatch
@@ -78,6 +78,9 @@ class OnnxVectorEngine(VectorEngine):
         if self._activation and dim != 1:
             raise EngineError(f"a classifier of {dim} labels: a cross-encoder has one")
         return dim
+
+    def lacks_memory(self, error: Exception) -> bool:
+        return is_short(error)
 
     def execute(self, batch: TextBatch) -> list[bytes]:
         vectors = self._compute([row.token_ids for row in batch.rows], [row.num_first for row in batch.rows])

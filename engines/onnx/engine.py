@@ -19,7 +19,7 @@ from engines.onnx.folder import GraphFile, ModelConfig, find_graph
 from engines.onnx.kv_cache import PagedKVCache
 from engines.onnx.probe import Abilities, probe
 from engines.onnx.runner import OnnxRunner
-from engines.onnx.session import VERSION, Session
+from engines.onnx.session import VERSION, Session, is_short
 from engines.options import read_positive_integers
 from engines.steps import StepPlan, StepResult
 from engines.types import Continuation, EngineConfig, EngineInfo
@@ -70,6 +70,9 @@ class OnnxEngine(ThreadedStepEngine):
 
     def execute(self, plan: StepPlan) -> StepResult:
         return self._runner.run(plan)
+
+    def lacks_memory(self, error: Exception) -> bool:
+        return is_short(error)
 
     def _describe(self, loaded: LoadedDecoder, config: EngineConfig) -> str:
         weights = "int8" if config.quantize == "int8" else str(loaded.decoder.dtype)

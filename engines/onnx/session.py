@@ -23,6 +23,7 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
 }
+_SHORT = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 _FATAL = 4  # ONNX Runtime logs what it also raises
 
 
@@ -83,3 +84,8 @@ def one_line(error: Exception) -> str:
     """The end of a long message: ONNX Runtime's begin with the names of its own functions."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"... {text[-200:]}"
+
+
+def is_short(error: Exception) -> bool:
+    """Whether ONNX Runtime, which has no class for that, or numpy raised this for want of memory."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _SHORT)

@@ -17,7 +17,7 @@ from engines.base import EngineError, VectorEngine
 from engines.options import read_positive_integers
 from engines.sentence_files import Pooling, SentenceFiles, Vectors
 from engines.steps import TextBatch, TextRow
-from engines.torch import loader
+from engines.torch import loader, memory
 from engines.types import EngineConfig, EngineInfo, Task
 from engines.vectors import (
     CPU_BATCH_TOKENS,
@@ -82,6 +82,12 @@ class TorchVectorEngine(VectorEngine):
         how = f"{self._files.pooling} pooling" if task is Task.EMBED else self._activation
         dtype, device = str(self._model.dtype).removeprefix("torch."), self._model.device.type
         return f"torch {torch.__version__} {type(self._model).__name__} {dtype} on {device}, {how}"
+
+    def lacks_memory(self, error: Exception) -> bool:
+        return memory.is_short(error)
+
+    def free_memory(self) -> None:
+        memory.give_back()
 
     @torch.inference_mode()
     def execute(self, batch: TextBatch) -> list[bytes]:

@@ -12,10 +12,9 @@ from engines.capacity import KVSpace, plan_capacity
 from engines.grammars.store import open_store
 from engines.options import read_positive_integers
 from engines.steps import StepPlan, StepResult, TextBatch
-from engines.torch import loader
+from engines.torch import loader, memory
 from engines.torch.kv_cache import PagedKVCache
 from engines.torch.loader import LoadedModel
-from engines.torch.memory import default_kv_bytes
 from engines.torch.model_runner import ModelRunner
 from engines.torch.text_runner import open_texts
 from engines.types import Continuation, EngineConfig, EngineInfo
@@ -77,6 +76,12 @@ class TorchEngine(ThreadedStepEngine):
         self._set_threads()
         return self._texts.run(batch)
 
+    def lacks_memory(self, error: Exception) -> bool:
+        return memory.is_short(error)
+
+    def free_memory(self) -> None:
+        memory.give_back()
+
     def _set_threads(self) -> None:
         if torch.get_num_threads() != self._num_threads:  # the setting belongs to a thread
             torch.set_num_threads(self._num_threads)
@@ -95,6 +100,6 @@ def _kv_space(options: TorchOptions, loaded: LoadedModel) -> KVSpace:
         max_positions=loaded.max_positions,
         block_size=options.block_size,
         block_bytes=sum(s.elements for s in loaded.layers) * options.block_size * loaded.model.dtype.itemsize,
-        memory_bytes=options.kv_memory_bytes or default_kv_bytes(loaded.model.device),
+        memory_bytes=options.kv_memory_bytes or memory.default_kv_bytes(loaded.model.device),
         num_blocks=options.num_blocks,
     )

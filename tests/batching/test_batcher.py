@@ -115,6 +115,40 @@ async def test_a_failed_step_ends_the_loop():
     bench.engine.close()
 
 
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+async def test_out_of_memory_the_batch_is_halved_and_everybody_is_served(steps_in_flight):
+    async with running(steps_in_flight=steps_in_flight, max_rows=3) as bench:
+        prompts = {f"r{i}": [i] * (1 + 7 * i) for i in range(16)}
+        for request_id, prompt in prompts.items():
+            bench.add(request_id, prompt, max_tokens=20)
+        await eventually(lambda: len(bench.ends) == 16)
+        assert bench.answers == {request_id: fake_answer(prompt, 20) for request_id, prompt in prompts.items()}
+        assert {end.finish_reason for end in bench.ends.values()} == {FinishReason.LENGTH}
+        assert bench.scheduler.stats.out_of_memory >= 3  # 16, 8, 4
+        assert bench.scheduler.snapshot().preemptions >= 13
+        bench.scheduler.check_integrity()
+
+
+async def test_whom_even_the_smallest_step_has_no_memory_for_is_told_and_nobody_else():
+    async with running(steps_in_flight=2) as bench:
+        compute = bench.engine._compute
+
+        def starved(item, known, result):
+            if known.prompt[0] == 7:
+                raise MemoryError
+            compute(item, known, result)
+
+        bench.engine._compute = starved
+        for i in range(5, 9):
+            bench.add(f"r{i}", [i] * 100, max_tokens=20)
+        await eventually(lambda: len(bench.ends) == 4)
+        assert bench.ends["r7"].error.code is ErrorCode.ENGINE_FAILED
+        assert [end for end, delta in bench.ends.items() if delta.error is None] == ["r5", "r6", "r8"]
+        assert all(bench.answers[f"r{i}"] == fake_answer([i] * 100, 20) for i in (5, 6, 8))
+        bench.add("next", [2], max_tokens=2)
+        await eventually(lambda: "next" in bench.ends)
+
+
 async def test_ending_it_in_the_middle_of_a_step_leaves_the_engine_sound():
     bench = Bench(delay_ms=20, steps_in_flight=2)
     bench.add("r", [1], max_tokens=50)

@@ -52,7 +52,7 @@ groups = st.builds(siblings, requests(), st.integers(1, 4))
 actions = st.one_of(
     groups,
     st.integers(0, 30).map(lambda index: ("abort", index)),
-    st.sampled_from(["plan", "collect", "step", "step", "tick"]),
+    st.sampled_from(["plan", "collect", "step", "step", "tick", "starve"]),
 )
 
 
@@ -89,8 +89,9 @@ def test_every_request_ends_once_with_the_right_answer(
     simulation.drain()
 
 
+@pytest.mark.parametrize("shortage", [0.0, 0.1])
 @pytest.mark.parametrize("seed", range(24))
-def test_long_runs_under_pressure(seed):
+def test_long_runs_under_pressure(seed, shortage):
     """Busier than what hypothesis draws: most sequences are preempted, many share prefixes, some are aborted."""
     rng = random.Random(seed)
     info = make_info(
@@ -109,6 +110,8 @@ def test_long_runs_under_pressure(seed):
             simulation.clock.advance(1)
         if rng.random() < 0.2:
             simulation.abort(rng.choice(list(simulation.requests)))
+        if rng.random() < shortage:
+            simulation.starve()
     simulation.drain()
 
 

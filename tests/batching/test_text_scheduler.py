@@ -216,3 +216,36 @@ def test_every_request_ends_exactly_once_whatever_happens() -> None:
     for delta in (d for ds in run(scheduler, 200.0)[1].values() for d in ds if d.finish_reason):
         ends[delta.request_id] += 1
     assert ends == Counter(names)
+
+
+def test_out_of_memory_a_batch_is_done_in_smaller_ones() -> None:
+    scheduler = make()
+    lengths = {"x": [5, 9, 7, 6, 8], "y": [6, 6]}
+    for name, each in lengths.items():
+        assert scheduler.add(texts(name, each), 0.0) is None
+    most, answers, deltas = 2, Counter[str](), []
+    for _ in range(40):
+        if (batch := scheduler.schedule(0.0)) is None:
+            break
+        too_large = len(batch.rows) > most
+        deltas += scheduler.undo(batch, was_too_large=True) if too_large else scheduler.update(batch, vectors(batch))
+        scheduler.check_integrity()
+    for delta in deltas:
+        answers[delta.request_id] += len(delta.vectors)
+    assert answers == {name: len(each) for name, each in lengths.items()}
+    assert scheduler.stats.out_of_memory
+    assert not scheduler.snapshot().running
+
+
+def test_a_text_that_has_no_memory_by_itself_is_refused_and_no_other() -> None:
+    scheduler = make()
+    scheduler.add(texts("x", [90, 5]), 0.0)
+    scheduler.add(texts("y", [5, 6]), 0.0)
+    ended: dict[str, OutputDelta] = {}
+    while (batch := scheduler.schedule(0.0)) is not None:
+        lacks = any(len(row.token_ids) == 90 for row in batch.rows)
+        deltas = scheduler.undo(batch, was_too_large=True) if lacks else scheduler.update(batch, vectors(batch))
+        ended |= {delta.request_id: delta for delta in deltas if delta.finish_reason is not None}
+        scheduler.check_integrity()
+    assert (ended["x"].error and ended["x"].error.code) is ErrorCode.ENGINE_FAILED
+    assert ended["y"].finish_reason is FinishReason.STOP

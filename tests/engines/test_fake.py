@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import registry
-from engines.base import EngineError, ThreadedStepEngine
+from engines.base import EngineError, OutOfMemory, ThreadedStepEngine
 from engines.fake import CONTEXT, FakeEngine, fake_answer
 from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engines.types import EngineConfig, SamplingParams
@@ -127,6 +127,8 @@ class GatedEngine(ThreadedStepEngine):
         self.ran.append(plan.finished)
         if plan.finished == [-1]:
             raise ValueError("a bad step")
+        if plan.finished == [-2]:
+            raise MemoryError
         return StepResult()
 
 
@@ -147,6 +149,21 @@ def test_a_failed_step_says_so_and_the_thread_lives():
     with pytest.raises(ValueError, match="a bad step"):
         engine.submit(StepPlan(finished=[-1])).result(timeout=30)
     engine.submit(StepPlan()).result(timeout=30)
+    engine.close()
+
+
+@pytest.mark.parametrize("steps_behind", [0, 2])
+def test_what_is_submitted_behind_a_shortage_of_memory_does_not_run(steps_behind):
+    engine = GatedEngine()
+    futures = [engine.submit(StepPlan(finished=[number])) for number in [-2, *range(steps_behind)]]
+    engine.gate.set()
+    for future in futures:
+        with pytest.raises(OutOfMemory):
+            future.result(timeout=30)
+    assert engine.ran == [[-2]]
+    engine.resume()
+    engine.submit(StepPlan(finished=[9])).result(timeout=30)
+    assert engine.ran == [[-2], [9]]
     engine.close()
 
 
