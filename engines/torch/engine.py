@@ -13,7 +13,8 @@ from engines.grammars.store import open_store
 from engines.options import read_positive_integers
 from engines.steps import StepPlan, StepResult, TextBatch
 from engines.torch import loader, memory
-from engines.torch.kv_cache import PagedKVCache
+from engines.torch.backend import AttentionBackend, KVSize
+from engines.torch.backends import backend_for
 from engines.torch.loader import LoadedModel
 from engines.torch.model_runner import ModelRunner
 from engines.torch.text_runner import open_texts
@@ -42,13 +43,13 @@ class TorchEngine(ThreadedStepEngine):
         torch.set_num_threads(self._num_threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loaded = loader.load(config.path, config.dtype, device)
-        capacity = plan_capacity(config, _kv_space(options, loaded))
-        self._cache = PagedKVCache(
-            loaded.layers, capacity.num_blocks, options.block_size, loaded.model.dtype, loaded.model.device
-        )
+        backend = backend_for(device, loaded.model.dtype, options.block_size)
+        capacity = plan_capacity(config, _kv_space(options, loaded, backend))
+        size = KVSize(capacity.num_blocks, options.block_size, loaded.model.dtype, loaded.model.device)
+        self._attention = backend(loaded.layers, size)
         grammars = open_store(config)
         self._texts = open_texts(config, loaded.model)
-        self._runner = ModelRunner(loaded.model, self._cache, loaded.vocab_size, grammars)
+        self._runner = ModelRunner(loaded.model, self._attention, loaded.vocab_size, grammars)
         super().__init__(
             EngineInfo(
                 max_model_len=capacity.max_model_len,
@@ -90,16 +91,17 @@ class TorchEngine(ThreadedStepEngine):
         dtype = str(loaded.model.dtype).removeprefix("torch.")
         return (
             f"torch {torch.__version__} {type(loaded.model).__name__} {dtype} on {loaded.model.device.type}, "
-            f"{self._num_threads} threads, KV {self._cache.bytes / 2**20:.0f} MiB, "
+            f"{self._num_threads} threads, attention by {self._attention.name}, "
+            f"KV {self._attention.num_bytes / 2**20:.0f} MiB, "
             + (f"{self._texts.pooling} pooling" if self._texts is not None else "no embeddings")
         )
 
 
-def _kv_space(options: TorchOptions, loaded: LoadedModel) -> KVSpace:
+def _kv_space(options: TorchOptions, loaded: LoadedModel, backend: type[AttentionBackend]) -> KVSpace:
     return KVSpace(
         max_positions=loaded.max_positions,
         block_size=options.block_size,
-        block_bytes=sum(s.elements for s in loaded.layers) * options.block_size * loaded.model.dtype.itemsize,
+        block_bytes=backend.token_bytes(loaded.layers, loaded.model.dtype) * options.block_size,
         memory_bytes=options.kv_memory_bytes or memory.default_kv_bytes(loaded.model.device),
         num_blocks=options.num_blocks,
     )

@@ -8,24 +8,11 @@ saves the page faults that took three quarters of a fresh gather's time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from engines.torch.backend import KVSize, LayerShape
+
 _SCRATCH_BYTES = 16 << 20  # gathered keys and values together: beyond that, they leave the CPU's caches
-
-
-@dataclass(slots=True, frozen=True)
-class LayerShape:
-    """What one attention layer keeps of a token."""
-
-    num_kv_heads: int
-    key_dim: int
-    value_dim: int
-
-    @property
-    def elements(self) -> int:
-        return self.num_kv_heads * (self.key_dim + self.value_dim)
 
 
 class _Pool:
@@ -50,16 +37,13 @@ class _Pool:
 class PagedKVCache:
     """The KV memory that block tables name: block b of every layer belongs to the same tokens."""
 
-    def __init__(
-        self, shapes: list[LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.num_blocks, self.block_size = num_blocks, block_size
+    def __init__(self, shapes: list[LayerShape], size: KVSize) -> None:
         # Tokens to gather at a time. Larger batches attend in several calls, so that the scratch memory stays small.
-        self.gather_tokens = _SCRATCH_BYTES // (max(s.elements for s in shapes) * dtype.itemsize)
-        self._scratch = [torch.empty(0, dtype=dtype, device=device) for _ in range(2)]
-        slots = num_blocks * block_size
-        self._keys = [_Pool(slots, block_size, s.num_kv_heads, s.key_dim, self._scratch[0]) for s in shapes]
-        self._values = [_Pool(slots, block_size, s.num_kv_heads, s.value_dim, self._scratch[0]) for s in shapes]
+        self.gather_tokens = _SCRATCH_BYTES // (max(s.elements for s in shapes) * size.dtype.itemsize)
+        self._scratch = [torch.empty(0, dtype=size.dtype, device=size.device) for _ in range(2)]
+        slots = size.num_blocks * size.block_size
+        self._keys = [_Pool(slots, size.block_size, s.num_kv_heads, s.key_dim, self._scratch[0]) for s in shapes]
+        self._values = [_Pool(slots, size.block_size, s.num_kv_heads, s.value_dim, self._scratch[0]) for s in shapes]
 
     @property
     def bytes(self) -> int:

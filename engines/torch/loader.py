@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from engines.base import EngineError
 from engines.torch import attention, probe
-from engines.torch.kv_cache import LayerShape
+from engines.torch.backend import LayerShape
 
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")

@@ -12,7 +12,7 @@ import torch
 
 from engines.base import EngineError
 from engines.torch.attention import LayerCall
-from engines.torch.kv_cache import LayerShape
+from engines.torch.backend import LayerShape
 
 # What transformers hands to every attention function and what does not change its result.
 _HARMLESS = {"position_ids", "position_embeddings", "past_key_values", "use_cache", "cache_position"} | {

@@ -62,7 +62,7 @@ def test_long_contexts_attend_in_several_calls(
     engine = make_engine(model_folder("llama"))
     prompts = [PROMPT * 2, PROMPT, PROMPT[:5], PROMPT[:39]]
     expected = [alone(engine, planner, prompt, 8) for prompt in prompts]
-    engine._cache.gather_tokens = 100
+    engine._attention.cache.gather_tokens = 100
     crowd = planner(engine)
     for prompt in prompts:
         crowd.add(prompt, 8)
