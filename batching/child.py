@@ -21,6 +21,7 @@ import msgspec
 from batching.protocol import Started
 
 MAX_BACKOFF = 30.0  # seconds
+PASSED_ON = {"PENSTOCK_CPU_LEVEL", "PENSTOCK_KERNEL_DIR"}  # of our own variables: see engines.torch.cpu.library
 STABLE_AFTER = 60.0  # seconds of service after which a death counts as the first again
 
 log = logging.getLogger("penstock.supervisor")
@@ -89,7 +90,9 @@ class Supervisor(ABC):
 
     def _environment(self) -> dict[str, str]:
         """Ours without what is for the started process alone: keys, addresses with passwords."""
-        return {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+        return {
+            name: value for name, value in os.environ.items() if name in PASSED_ON or not name.startswith("PENSTOCK_")
+        }
 
     async def _spawn(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
