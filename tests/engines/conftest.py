@@ -17,6 +17,7 @@ import transformers
 from engines.base import StepEngine
 from engines.onnx.engine import OnnxEngine
 from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
+from engines.torch.cpu.attention import KernelBackend
 from engines.torch.engine import TorchEngine
 from engines.types import EngineConfig, SamplingParams, TokenLogprobs
 
@@ -258,6 +259,12 @@ def make_engine() -> Iterator[Callable[..., TorchEngine]]:
     yield make
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that are made attend by torch alone, as where there is no compiler."""
+    monkeypatch.setattr(KernelBackend, "serves", lambda *_: False)
 
 
 @pytest.fixture

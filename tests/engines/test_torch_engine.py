@@ -56,6 +56,7 @@ def test_seeded_answers_are_the_same_alone_and_in_a_crowd(
     assert len({tuple(answer) for answer in expected}) == len(expected)
 
 
+@pytest.mark.usefixtures("without_kernel")
 def test_long_contexts_attend_in_several_calls(
     model_folder: Callable[[str], Path], make_engine: Any, planner: Any
 ) -> None:
@@ -97,10 +98,13 @@ def test_an_unknown_position_fails_the_step(model_folder: Callable[[str], Path],
         future.result()
 
 
+@pytest.mark.parametrize("by", ["default", "without_kernel"])
 def test_broken_numbers_stay_with_their_sequence(
-    model_folder: Callable[[str], Path], make_engine: Any, planner: Any
+    by: str, request: pytest.FixtureRequest, model_folder: Callable[[str], Path], make_engine: Any, planner: Any
 ) -> None:
     """One sequence whose keys turn NaN neither changes its neighbour nor the next owner of its blocks."""
+    if by != "default":
+        request.getfixturevalue(by)
     engine = make_engine(model_folder("llama"))
     healthy = alone(engine, planner, PROMPT[:20], 6)
     weight = engine._runner._model.get_input_embeddings().weight

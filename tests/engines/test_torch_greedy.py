@@ -62,7 +62,19 @@ def expected(folder: Path) -> list[list[int]]:
 def test_equals_generate_in_a_crowd(
     name: str, model_folder: Callable[[str], Path], make_engine: Any, planner: Any
 ) -> None:
-    folder = model_folder(name)
+    check(make_engine, planner, model_folder(name))
+
+
+@pytest.mark.usefixtures("without_kernel")
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_generate_by_torch_alone(
+    name: str, model_folder: Callable[[str], Path], make_engine: Any, planner: Any
+) -> None:
+    engine = check(make_engine, planner, model_folder(name))
+    assert "attention by SDPA" in engine.info.description
+
+
+def check(make_engine: Any, planner: Any, folder: Path) -> Any:
     engine = make_engine(folder)
     for seed, preempt in [(0, 0.0), (1, 0.15)]:
         crowd = planner(engine, seed=seed, preempt=preempt)
@@ -70,3 +82,4 @@ def test_equals_generate_in_a_crowd(
             crowd.add(prompt, NEW_TOKENS)
         assert list(crowd.run().values()) == expected(folder)
         engine.submit(StepPlan(finished=crowd.finished)).result()  # a plan without groups
+    return engine
