@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 
 from batching.blocks import BlockPool
 from batching.sequence import Sequence, SequenceStatus
+from batching.sharing import gives_way
 from engines.types import EngineInfo
 
 # Left free for each running sequence when another one starts. Without, the newcomer would soon be preempted for them:
 # with memory for half of what wants to run, 45 % more tokens were computed than needed, with 2 blocks 6 % (simulated).
 HEADROOM_BLOCKS = 2
+# Of so many places one sequence, at most, is set aside for another account.
+PLACES_FOR_EACH_SET_ASIDE = 8
 # An engine of so many sequences leaves one to the background, however many others wait for a place.
 MIN_SEQS_TO_SHARE = 16
 
@@ -63,21 +66,41 @@ class Lanes:
     def start(self, sequence: Sequence) -> bool:
         """Give it a place and the blocks of all its known tokens, those of a cached prefix included, or leave
         everything as it is."""
-        block_size = self.pool.block_size
-        cached = self.pool.find_cached(sequence.hashes(block_size, sequence.max_cached_tokens()))
-        num_known = len(sequence.token_ids) + sequence.num_pending_tokens
-        needed = self.pool.blocks_for(num_known) - len(cached)
+        cached, needed = self._needs(sequence)
         if not self._make_way(sequence, needed, cached):
             return False
         self.pool.share(cached)
         sequence.block_table = cached + self.pool.allocate(needed)
-        sequence.num_computed_tokens = len(cached) * block_size
+        sequence.num_computed_tokens = len(cached) * self.pool.block_size
         lane = self.of(sequence)
         if sequence.status is SequenceStatus.PREEMPTED:
             lane.preempted.remove(sequence)
         sequence.status = SequenceStatus.RUNNING
         lane.running.append(sequence)
         return True
+
+    def lacks_room(self, sequence: Sequence) -> bool:
+        cached, needed = self._needs(sequence)
+        return not (self._has_place() and self._has_memory(needed, cached))
+
+    @property
+    def may_set_aside(self) -> bool:
+        """Whoever is, is the first to go on: so nobody is for long as long as they are few."""
+        return len(self.foreground.preempted) * PLACES_FOR_EACH_SET_ASIDE < self.max_num_seqs
+
+    def set_aside_for(self, newcomer: Sequence) -> None:
+        """Preempt others until it fits, or nobody gives way any more (`batching.sharing`)."""
+        while self.lacks_room(newcomer):
+            _, needed = self._needs(newcomer)
+            if (victim := gives_way(self.foreground.running, newcomer, needed)) is None:
+                return
+            self.preempt(victim)
+
+    def _needs(self, sequence: Sequence) -> tuple[list[int], int]:
+        """The cached blocks that it can share, and how many more its known tokens take."""
+        cached = self.pool.find_cached(sequence.hashes(self.pool.block_size, sequence.max_cached_tokens()))
+        num_known = len(sequence.token_ids) + sequence.num_pending_tokens
+        return cached, self.pool.blocks_for(num_known) - len(cached)
 
     def end(self, sequence: Sequence) -> None:
         """One that has not begun is in no lane."""
@@ -135,6 +158,7 @@ class Lanes:
         self._release_blocks(sequence)
         sequence.status = SequenceStatus.PREEMPTED
         sequence.num_computed_tokens = 0
+        sequence.num_preemptions += 1
         lane.preempted.append(sequence)
         lane.preempted.sort(key=lambda s: (s.request.priority, s.sequence_id))
         self.newly_preempted.append(sequence.sequence_id)

@@ -147,16 +147,24 @@ class AdmissionQueue(Generic[Item]):
         heapq.heappush(self._expiries, (expiry, sequence.sequence_id, request.request_id))
 
     def peek(
-        self, may_start: Callable[[Item], bool] = lambda item: True, *, is_background: bool | None = None
+        self,
+        may_start: Callable[[Item], bool] = lambda item: True,
+        *,
+        is_background: bool | None = None,
+        but: str | None = None,
     ) -> Item | None:
         """Who is next, of those that may start: the others keep their places, and are overtaken. Of the background, of
-        all others, or of all."""
+        all others, or of all; `but` for one account."""
         for priority in sorted(self._classes):
             in_background = priority >= BACKGROUND_PRIORITY
             if is_background not in (None, in_background):
                 continue
             served = self.served_in_background if in_background else self.served
             accounts = self._classes[priority]
+            if but in accounts:
+                accounts = {account: line for account, line in accounts.items() if account != but}
+            if not accounts:
+                continue
             first = accounts[min(accounts, key=served.__getitem__)][0]
             if may_start(first):
                 return first

@@ -21,6 +21,7 @@ from batching.lanes import Lane, Lanes
 from batching.queue import AdmissionQueue
 from batching.refusals import check_request, overloaded, too_large, waited_in_vain
 from batching.sequence import Sequence, SequenceStatus
+from batching.sharing import has_most
 from batching.stats import WorkerStats
 from batching.step_limit import StepLimit
 from batching.turns import Turn, TurnTaking, background_tokens
@@ -153,6 +154,8 @@ class Scheduler:
         return self.lanes.background if turn is Turn.BACKGROUND else self.lanes.foreground
 
     def _schedule_lane(self, lane: Lane, budget: int, now: float) -> list[ScheduledSequence]:
+        if not lane.is_background and self.lanes.may_set_aside:
+            self._let_in_another(lane, now)
         scheduled = self._schedule_running(lane, budget)
         return scheduled + self._admit(lane, budget - sum(item.num_tokens for item in scheduled), now)
 
@@ -180,6 +183,15 @@ class Scheduler:
                 scheduled.append(self._plan(sequence, wanted, samples=wanted == uncomputed))
                 budget -= wanted
         return scheduled
+
+    def _let_in_another(self, lane: Lane, now: float) -> None:
+        """Somebody of an account that waits for another one with more places, if no prompt is being computed."""
+        if not self.queue.num_waiting(False) or any(s.num_uncomputed_tokens > 1 for s in lane.running):
+            return
+        other = self.queue.peek(self._prompts.may_start, is_background=False, but=has_most(lane.running))
+        if other is not None and self.lanes.lacks_room(other):
+            self.lanes.set_aside_for(other)
+            self._start(other, now)
 
     def _may_admit(self, lane: Lane) -> bool:
         """All that run in the background must fit into one of its larger steps. While others wait it only keeps a foot

@@ -37,6 +37,7 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     first_scheduled: float | None = None
+    num_preemptions: int = 0
     num_prompt_logprobs: int = 0  # of its tokens, from the second on, so many have been told
 
     def __post_init__(self) -> None:
