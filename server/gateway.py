@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -14,15 +16,22 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.app import create_app
-from server.http_protocol import BoundedHTTPProtocol
+from server.http_protocol import BoundedHTTPProtocol, Bounds
+from server.open_files import room_for
 from server.services import Services
 from server.settings import Settings
 from server.settings_layers import SettingsError
 from server.settings_sections import ServerSettings
+from server.websocket_protocol import BoundedWebSocketProtocol
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SETTLE_TIMEOUT = 3.0  # seconds
+FLUSH_TIMEOUT = 1.0  # seconds in which the last bytes of answers reach their clients, however late it is
 PING_INTERVAL = 20.0  # seconds, on WebSockets
+MAX_UNSENT_BYTES = 256 * 1024  # of a connection, in the kernel: its own bound is megabytes
+# Whose machine has vanished while it waits for an answer does not say so: it is asked after 15 s of silence, then every
+# 5 s, three times.
+KEEP_ALIVE_OPTIONS = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
 class AddressError(Exception):
@@ -39,11 +48,27 @@ class Gateway(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """In place of uvicorn's, which gives a TLS handshake a minute."""
+        self.servers = []
         try:
-            await super().startup(sockets)
+            for listener in sockets or ():
+                self.servers.append(await self._listen(listener))
         except OSError as error:  # taken by another one that was starting too
             raise AddressError(f"the address can't be listened on: {error.strerror}") from None
+        self.started = True
         self._on_ready()
+
+    async def _listen(self, listener: socket.socket) -> asyncio.Server:
+        config = self.config
+        protocol = cast(Callable[..., asyncio.Protocol], config.http_protocol_class)
+        bounds: Bounds = getattr(protocol, "bounds", Bounds())
+        return await asyncio.get_running_loop().create_server(
+            functools.partial(protocol, config, self.server_state, {}),
+            sock=listener,
+            ssl=config.ssl,
+            backlog=config.backlog,
+            ssl_handshake_timeout=bounds.header if config.ssl else None,
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -66,9 +91,13 @@ class Gateway(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
     async def _drain(self) -> None:
+        """Answers whose last bytes are on their way have what is left of the time for it."""
+        ends = time.monotonic() + self._services.settings.timeouts.drain
         try:
             await self._services.drain()
         finally:
+            left = max(ends - time.monotonic(), FLUSH_TIMEOUT)
+            self.config.timeout_graceful_shutdown = left  # type: ignore[assignment] # it need not be whole
             self.should_exit = True
 
 
@@ -114,17 +143,19 @@ def signals_give_up_the_start() -> Iterator[None]:
 
 
 def uvicorn_config(settings: Settings, services: Services) -> uvicorn.Config:
+    timeouts = settings.timeouts
+    bounds = Bounds(timeouts.header, timeouts.body, timeouts.write, room_for(settings.limits.connections))
     return uvicorn.Config(
         create_app(services),
         log_config=None,  # ours, in JSON
         access_log=False,
         lifespan="off",
-        http=BoundedHTTPProtocol.with_timeout(settings.timeouts.header),
+        http=BoundedHTTPProtocol.within(bounds),
+        ws=BoundedWebSocketProtocol.within(bounds),
         server_header=False,
         ws_max_size=settings.limits.websocket_message_bytes,
         ws_ping_interval=PING_INTERVAL,
         ws_ping_timeout=PING_INTERVAL,
-        timeout_graceful_shutdown=1,  # everything has been drained before
         ssl_certfile=settings.server.tls_cert or None,
         ssl_keyfile=settings.server.tls_key or None,
     )
@@ -143,13 +174,17 @@ def check_certificate(server: ServerSettings) -> None:
 def bind(server: ServerSettings, write_timeout: float) -> socket.socket:
     """The address is taken before models are loaded; connections are refused until they are.
 
-    Connections inherit `write_timeout` (seconds): one whose peer takes nothing ends, with what is still unsent.
+    Connections inherit its options. `write_timeout` (seconds): one whose peer takes nothing, or is not there any more,
+    ends, with what is still unsent.
     """
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * write_timeout))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    bounds = {"TCP_USER_TIMEOUT": round(1000 * write_timeout), "TCP_NOTSENT_LOWAT": MAX_UNSENT_BYTES}
+    for name, value in (bounds | KEEP_ALIVE_OPTIONS).items():
+        if (option := getattr(socket, name, None)) is not None:  # Linux has all of them
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
     try:
         listener.bind((server.host, server.port))
     except OSError as error:

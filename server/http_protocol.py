@@ -1,48 +1,88 @@
-"""uvicorn's HTTP protocol with the bounds that it lacks: on the time and the size of a request's headers."""
+"""uvicorn's HTTP protocol with the bounds that it lacks: on what a connection may take of time, headers and company."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from server.errors import InvalidRequest
+from server.errors import APIError, InvalidRequest, Overloaded
 from server.wire.common import encode
 
 MAX_HEADER_BYTES = 64 * 1024  # of all of them together, the URL included
 LINGER = 1.0  # seconds in which a refused client can read its answer
+SPARE_CONNECTIONS = 256  # above the bound, for those that are being told of it
+RETRY_MS = 1000
+WRITE_GRACE = 1.0  # seconds more than who writes an answer has, so that its books can say what became of it
+
+
+@dataclass(slots=True, frozen=True)
+class Bounds:
+    """Seconds, and the connections of one gateway, those of WebSockets included."""
+
+    header: float = 10.0
+    body: float = 30.0
+    write: float = 30.0
+    connections: int = 16_384
 
 
 class BoundedHTTPProtocol(HttpToolsProtocol):
-    """A connection whose headers do not arrive in time is closed, whether it sent nothing or trickles them.
+    """A connection whose headers do not arrive in time is closed, whether it sent nothing or trickles them; so is one
+    that goes on with a body after its answer, or that takes too long to read what there is for it.
 
     Between requests uvicorn's own keep-alive timeout rules; it ends with the first byte of the next one.
     """
 
-    header_timeout: ClassVar[float] = 10.0  # seconds
+    bounds: ClassVar[Bounds] = Bounds()
+    idle: ClassVar[dict[BoundedHTTPProtocol, None]] = {}  # no request of theirs is at work; the longest without first
 
-    _timer: asyncio.TimerHandle | None = None
+    _awaiting: asyncio.TimerHandle | None = None  # headers, or the rest of a body that nobody wants
+    _writing: asyncio.TimerHandle | None = None
     _header_bytes = 0
     _is_refused = False
 
     @classmethod
-    def with_timeout(cls, seconds: float) -> type[BoundedHTTPProtocol]:
-        """uvicorn takes a class, not an object."""
-        return type(cls.__name__, (cls,), {"header_timeout": seconds})
+    def within(cls, bounds: Bounds) -> type[BoundedHTTPProtocol]:
+        """One server's: uvicorn takes a class, not an object."""
+        return type(cls.__name__, (cls,), {"bounds": bounds, "idle": {}})
+
+    # --- connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_headers()
+        self._await(self.bounds.header)
+        excess = len(self.connections) - self.bounds.connections
+        if excess > SPARE_CONNECTIONS:
+            transport.abort()
+        elif excess > 0 and not self._make_way():
+            message = "The server holds as many connections as it can."
+            error = Overloaded(message, code="too_many_connections", retry_after_ms=RETRY_MS)
+            self._refuse(b"503 Service Unavailable", error)
+        else:
+            self.idle[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._headers_came()
+        self._has_come()
+        self._has_taken()
+        self.idle.pop(self, None)
         super().connection_lost(exc)
+
+    def _make_way(self) -> bool:
+        """Whether another connection, on which nothing is at work, could be closed for this one."""
+        if (oldest := next(iter(self.idle), None)) is None:
+            return False
+        del self.idle[oldest]
+        oldest.transport.abort()
+        return True
+
+    # --- what is read
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._header_bytes = 0
-        self._await_headers()
+        self._await(self.bounds.header)
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -53,8 +93,13 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
         self._count(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
-        self._headers_came()
+        self._has_come()
+        self.idle.pop(self, None)
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._has_come()
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what it can't parse, in the same envelope as everything else."""
@@ -64,10 +109,11 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
         else:
             self._refuse(b"400 Bad Request", InvalidRequest(msg, code="invalid_http"))
 
-    def _refuse(self, status: bytes, error: InvalidRequest) -> None:
+    def _refuse(self, status: bytes, error: APIError) -> None:
         body = encode(error.envelope())
-        fields = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
-        self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + fields + b"\r\n" + body)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        fields = "".join(f"{name}: {value}\r\n" for name, value in (headers | error.headers).items())
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + fields.encode() + b"\r\n" + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._is_refused = True
@@ -78,16 +124,50 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
         if not self._is_refused:
             super().data_received(data)
 
-    def _await_headers(self) -> None:
-        if self._timer is None:
-            self._timer = self.loop.call_later(self.header_timeout, self.transport.close)
+    def _await(self, seconds: float) -> None:
+        if self._awaiting is None:
+            self._awaiting = self.loop.call_later(seconds, self.transport.close)
 
-    def _headers_came(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _has_come(self) -> None:
+        if self._awaiting is not None:
+            self._awaiting.cancel()
+            self._awaiting = None
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
         if self._header_bytes > MAX_HEADER_BYTES:
             raise OverflowError  # ends the parsing: `send_400_response` is called
+
+    # --- what is written
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._await_reader()
+        elif self.cycle.response_complete:  # and not another one in its turn
+            self.idle[self] = None
+            if self.cycle.more_body:  # every byte of it would put off the keep-alive timeout
+                self._await(self.bounds.body)
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._await_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():  # one that is takes nothing more: all of it has to go in time
+            self._has_taken()
+
+    def _await_reader(self) -> None:
+        """What fills a buffer, or is left in it at the end, is taken in time, or dropped."""
+        if self._writing is None:
+            self._writing = self.loop.call_later(self.bounds.write + WRITE_GRACE, self.transport.abort)
+
+    def _has_taken(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None

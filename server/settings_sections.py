@@ -130,6 +130,7 @@ class TimeoutSettings(Section):
 class LimitSettings(Section):
     body_bytes: Annotated[int, Field(ge=1024)] = 4 * 2**20
     websocket_message_bytes: Annotated[int, Field(ge=1024)] = 2**20
+    connections: Annotated[int, Field(ge=1)] = 2**14  # of one gateway; fewer where it may not open so many files
 
 
 class FileSettings(Section):

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from server.http_protocol import MAX_HEADER_BYTES, BoundedHTTPProtocol
+from server.http_protocol import MAX_HEADER_BYTES, BoundedHTTPProtocol, Bounds
 
 TIMEOUT = 0.3
 
@@ -22,7 +22,7 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    http = BoundedHTTPProtocol.with_timeout(TIMEOUT)
+    http = BoundedHTTPProtocol.within(Bounds(header=TIMEOUT))
     server = uvicorn.Server(uvicorn.Config(hello, port=0, http=http, lifespan="off", log_config=None))
     task = asyncio.create_task(server._serve())
     while not server.started:
