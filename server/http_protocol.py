@@ -147,7 +147,7 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
         elif self.cycle.response_complete:  # and not another one in its turn
             self.idle[self] = None
             if self.cycle.more_body:  # every byte of it would put off the keep-alive timeout
-                self._await(self.bounds.body)
+                self._await(self.bounds.header)
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()

@@ -8,7 +8,7 @@ from typing import ClassVar
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 
-from server.http_protocol import WRITE_GRACE, Bounds
+from server.http_protocol import LINGER, WRITE_GRACE, Bounds
 
 MAX_FRAGMENTS = 16_384  # of one message: they may be empty, and then no bound on its bytes is ever reached
 
@@ -19,6 +19,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
 
     bounds: ClassVar[Bounds] = Bounds()
 
+    _has_failed = False
     _message: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
 
@@ -33,6 +34,15 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     # --- what is read
+
+    def data_received(self, data: bytes) -> None:
+        """A socket closed over unread bytes is reset, and the peer never reads why: they are read and dropped."""
+        if not self._has_failed:
+            super().data_received(data)
+
+    def handle_parser_exception(self) -> None:
+        assert self.conn.close_sent is not None
+        self._end(self.conn.close_sent.code, self.conn.close_sent.reason)
 
     def handle_text(self, event: Frame) -> None:
         self._expect_more(event)
@@ -50,20 +60,36 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
             self._message = _cancelled(self._message)
         super().handle_cont(event)
 
+    def send_receive_event_to_app(self) -> None:
+        """uvicorn logs a traceback of text that is none, and fails itself where the client has closed behind it."""
+        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_text(b"".join(self.frames)):
+            self._fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
+        else:
+            super().send_receive_event_to_app()
+
     def _expect_more(self, first: Frame) -> None:
         if not first.fin:
             late = (CloseCode.POLICY_VIOLATION, "a message did not arrive in time")
             self._message = self.loop.call_later(self.bounds.body, self._fail, *late)
 
     def _fail(self, code: CloseCode, reason: str) -> None:
-        if self.close_sent or self.transport.is_closing():
-            return
+        if not self.close_sent:
+            self.conn.fail(code, reason)
+            self._end(code, reason)
+
+    def _end(self, code: int, reason: str) -> None:
+        """The client is told, and has a moment to read it."""
+        self._has_failed = self.close_sent = True
+        self._message = _cancelled(self._message)
         self.frames = []
-        self.conn.fail(code, reason)
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = True
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(LINGER, self.transport.close)
 
     # --- what is written
 
@@ -87,6 +113,14 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
     def _await_reader(self) -> None:
         if self._writing is None and not self.disconnected:
             self._writing = self.loop.call_later(self.bounds.write + WRITE_GRACE, self.transport.abort)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
