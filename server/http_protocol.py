@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -26,6 +27,15 @@ class Bounds:
     body: float = 30.0
     write: float = 30.0
     connections: int = 16_384
+
+
+class _PoliteTransport:
+    """What uvicorn's cycle of request and response needs of a transport; closing it is for us to do."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write, self.is_closing, self.close = transport.write, transport.is_closing, close
 
 
 class BoundedHTTPProtocol(HttpToolsProtocol):
@@ -67,6 +77,8 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
         self._has_come()
         self._has_taken()
         self.idle.pop(self, None)
+        if self.cycle is not None:
+            self.cycle.transport = self.transport  # it held us, and we hold it
         super().connection_lost(exc)
 
     def _make_way(self) -> bool:
@@ -95,7 +107,10 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._has_come()
         self.idle.pop(self, None)
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = cast(asyncio.Transport, _PoliteTransport(self.transport, self._close))
 
     def on_message_complete(self) -> None:
         self._has_come()
@@ -114,13 +129,26 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
         headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         fields = "".join(f"{name}: {value}\r\n" for name, value in (headers | error.headers).items())
         self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + fields.encode() + b"\r\n" + body)
+        self._linger()
+
+    def _close(self) -> None:
+        """After an answer that says so."""
+        if self.cycle.more_body:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """A socket closed over unread bytes is reset, and the peer never reads why: they are read and dropped."""
+        if self.transport.is_closing():
+            return
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._is_refused = True
+        self.flow.resume_reading()
         self.loop.call_later(LINGER, self.transport.close)
 
     def data_received(self, data: bytes) -> None:
-        """A socket closed over unread bytes is reset, and the peer never reads why: they are read and dropped."""
         if not self._is_refused:
             super().data_received(data)
 

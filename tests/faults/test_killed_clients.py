@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,8 +16,12 @@ import websockets
 from tests.clients import DOORS, Door, RawClient, Seen, Tenant, chat, crowd, steady, until
 from tests.faults.conftest import REQUESTS_A_DAY, TOKENS_A_DAY
 from tests.penstock_process import ROOT, PenstockProcess
+from tests.scale import IS_SOAK, cut, publish
 
-CLIENTS = 4  # a test; half of them reset their connection
+CLIENTS = cut(4, 32)  # at a time; half of them reset their connection
+ROUNDS = cut(1, 4)
+ABORTED_WITHIN = 1.0  # seconds
+SEEN_WITHIN = 0.25  # seconds in which a worker's count is told, and asked for
 ENDLESS = 100_000  # tokens
 
 
@@ -64,8 +69,23 @@ async def check_charged(tenant: Tenant, model: str, count: int, computed: float)
     assert (requests, tokens) == (count if computed else 0, computed)
 
 
+aborted_after: list[float] = []  # seconds, of each crowd of clients
+
+
+async def until_aborted(is_over: Callable[[], bool]) -> None:
+    started = time.monotonic()
+    await until(is_over, "the end")
+    aborted_after.append(time.monotonic() - started)
+
+
+@pytest.fixture(params=range(ROUNDS))
+def each_round(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
 @pytest.mark.parametrize("door", DOORS)
-async def test_in_decode(tenant: Tenant, door: Door) -> None:
+async def test_in_decode(tenant: Tenant, door: Door, each_round: int) -> None:
     engine = Engine(tenant.server, "echo")
     before = await steady(lambda: engine.computed)
     with vanishing(tenant, door, "echo", "decode") as clients:
@@ -73,20 +93,20 @@ async def test_in_decode(tenant: Tenant, door: Door) -> None:
         for client in clients:
             if door != "json":
                 client.read_until(b'"content":"')
-    await until(lambda: engine.running == 0, "the end")
+    await until_aborted(lambda: engine.running == 0)
     usage = await tenant.rows(CLIENTS)
     assert usage["completion_tokens"] > 0
     await check_charged(tenant, "echo", CLIENTS, await steady(lambda: engine.computed) - before)
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_in_prefill(tenant: Tenant, door: Door) -> None:
+async def test_in_prefill(tenant: Tenant, door: Door, each_round: int) -> None:
     """16 tokens a step: these prompts take more steps than the test has time for."""
     engine = Engine(tenant.server, "chunked")
     before, prompt = await steady(lambda: engine.computed), "a long prompt " * 1000
     with vanishing(tenant, door, "chunked", prompt):
         await until(lambda: engine.running > 0 and engine.computed > before, "the start")
-    await until(lambda: engine.running == engine.waiting == 0, "the end")
+    await until_aborted(lambda: engine.running == engine.waiting == 0)
     usage = await tenant.rows(CLIENTS)
     assert usage["completion_tokens"] == 0
     assert 0 < usage["prompt_tokens"] < len(prompt) * CLIENTS
@@ -96,19 +116,28 @@ async def test_in_prefill(tenant: Tenant, door: Door) -> None:
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_in_the_queue(tenant: Tenant, door: Door) -> None:
+async def test_in_the_queue(tenant: Tenant, door: Door, each_round: int) -> None:
     engine, others = Engine(tenant.server, "narrow"), Tenant.create(tenant.server)
     occupants = [RawClient(others, "sse", chat("narrow", f"{others.name} {i}", ENDLESS)) for i in range(2)]
     for occupant in occupants:
         occupant.read_until(b'"content":"')
     with vanishing(tenant, door, "narrow", "queue"):
         await until(lambda: engine.waiting == CLIENTS, "the queue")
-    await until(lambda: engine.waiting == 0, "the end")
+    await until_aborted(lambda: engine.waiting == 0)
     assert engine.running == 2
     for occupant in occupants:
         occupant.vanish(reset=False)
     await until(lambda: engine.running == 0, "the end of the others")
     await check_charged(tenant, "narrow", CLIENTS, 0)
+
+
+def test_what_they_took() -> None:
+    """Behind the tests above: how soon all of a crowd's work had ended, and its places and memory were free."""
+    num_clients = CLIENTS * len(aborted_after)
+    publish(12, "disconnects", clients=num_clients, s_until_all_are_aborted=max(aborted_after), settled_wrongly=0)
+    if IS_SOAK:
+        assert num_clients >= 1000
+        assert max(aborted_after) <= ABORTED_WITHIN + SEEN_WITHIN
 
 
 VICTIM = """

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 import websockets
 
 from tests.clients import DOORS, RawClient, Seen, Tenant, chat, crowd, until
 from tests.faults.conftest import BOOKS, REQUESTS_A_DAY, TOKENS_A_DAY
-from tests.penstock_process import PenstockProcess, is_alive
+from tests.penstock_process import Address, PenstockProcess, is_alive
+from tests.quota.chaos_proxy import ChaosProxy
+from tests.scale import cut, publish
+
+
+class Elsewhere(Address):
+    def __init__(self, port: int) -> None:
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+
 
 MODEL = '[[models]]\nname = "echo"\nengine = "fake"\noptions = { delay_ms = 20 }\n'
 CONFIG = MODEL + BOOKS
@@ -64,6 +75,53 @@ async def test_live_answers_are_finished(tmp_path: Path, end: Callable[[Penstock
     assert all(seen.done for seen in everybody[1::3])
     assert sorted(rows(server)) == sorted(("length", len(seen.prompt), 100) for seen in everybody)
     assert not is_alive(worker)
+
+
+@pytest.mark.timeout(1800)
+async def test_under_load_no_answer_is_cut(tmp_path: Path) -> None:
+    """At any moment of a crowd's answers; one of its clients reads slowly, and has its last bytes after the others."""
+    rng, num_answers, num_refused = random.Random(15), 0, 0
+    for number in range(cut(2, 50)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        server = PenstockProcess(folder, CONFIG.replace("delay_ms = 20", "delay_ms = 5")).start()
+        everybody, refused = await ended_under_load(server, rng.random())
+        assert all(seen.is_right and seen.finish_reason == "length" for seen in everybody)
+        assert sorted(rows(server)) == sorted(("length", len(seen.prompt), len(seen.text)) for seen in everybody)
+        num_answers, num_refused = num_answers + len(everybody), num_refused + refused
+    publish(15, "SIGTERM under load", times=cut(2, 50), answers=num_answers, cut=0, refused_meanwhile=num_refused)
+
+
+async def ended_under_load(server: PenstockProcess, moment: float) -> tuple[list[Seen], int]:
+    """What was admitted, and how many were told to come again; the server has ended with 0."""
+    tenant, proxy = Tenant.create(server), ChaosProxy(server.port)
+    await proxy.start()
+    proxy.bytes_a_second = 300_000
+    slow_tenant = tenant.at(Elsewhere(proxy.port))
+    async with crowd(tenant, "echo", [*DOORS] * 6, 150) as everybody, slow_tenant.client() as slow_client:
+        slow = Seen(chat("echo", "a slow one", 300, logprobs=True, top_logprobs=20))  # 2 KB a token
+        reading = asyncio.create_task(slow_tenant.ask("sse", slow_client, slow))
+        await until(lambda: all(seen.started.is_set() for seen in everybody[1:3]) and slow.status == 200, "the answers")
+        await asyncio.sleep(moment / 2)
+        to_the_server(server)
+        late = await late_ones(tenant)
+        await reading
+    assert await asyncio.to_thread(server.stop) == 0
+    await proxy.close()
+    refused = [seen for seen in late if seen.error]
+    assert all(seen.error and seen.error["code"] == "shutting_down" for seen in refused)
+    return [*everybody, slow, *(seen for seen in late if not seen.error)], len(refused)
+
+
+async def late_ones(tenant: Tenant) -> list[Seen]:
+    """Until the server takes no more connections."""
+    asked: list[Seen] = []
+    async with tenant.client() as client:
+        with contextlib.suppress(httpx.TransportError):
+            for number in range(20):
+                asked.append(await tenant.ask(DOORS[number % 2], client, Seen(chat("echo", f"late {number}", 2))))
+                await asyncio.sleep(0.02)
+    return asked
 
 
 async def test_what_is_left_after_the_drain_time_ends_in_an_error(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""A TCP proxy before a server, which can lose replies, go silent, or cut its connections."""
+"""A TCP proxy before a server, which can lose replies, go silent, trickle, or cut its connections."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from enum import Enum
+
+TRICKLES_A_SECOND = 10
 
 
 class Fault(Enum):
@@ -15,7 +17,8 @@ class Fault(Enum):
 
 
 class ChaosProxy:
-    """Set `fault`; LOSE_REPLY is for one reply and then NONE again. `delay` (s) is put before each reply."""
+    """Set `fault`; LOSE_REPLY is for one reply and then NONE again. `delay` (s) is put before each reply.
+    `bytes_a_second`: how fast a connection's bytes pass, in each direction; 0: as they come."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
@@ -23,6 +26,7 @@ class ChaosProxy:
         self._server: asyncio.Server | None = None
         self.fault = Fault.NONE
         self.delay = 0.0
+        self.bytes_a_second = 0
         self.port = 0
         self.num_replies = 0
 
@@ -34,12 +38,16 @@ class ChaosProxy:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    async def close(self) -> None:
-        assert self._server is not None
-        self._server.close()
+    async def cut(self) -> None:
+        """Every connection that is open now."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self.cut()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -69,7 +77,8 @@ class ChaosProxy:
             target_writer.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_reply: bool) -> None:
-        while data := await reader.read(65536):
+        while data := await reader.read(self.bytes_a_second // TRICKLES_A_SECOND or 65536):
+            await asyncio.sleep(len(data) / self.bytes_a_second if self.bytes_a_second else 0)
             while self.fault is Fault.BLACKHOLE:
                 await asyncio.sleep(0.01)
             if self.fault is Fault.REFUSE:
