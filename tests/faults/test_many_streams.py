@@ -13,7 +13,7 @@ from tests.penstock_process import UNLIMITED, PenstockProcess
 from tests.scale import cut, publish
 
 STREAMS = cut(250, 10_000)
-MINUTES = cut(0, 3)
+HELD, HELD_AGAIN = cut(2, 180), cut(2, 20)  # seconds
 MAX_KIB_EACH = 64
 MAX_KEPT = 0.05
 PATIENCE = 240.0
@@ -42,12 +42,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PenstockProcess
         yield running
 
 
-async def wave(server: PenstockProcess) -> tuple[int, int]:
-    """KiB of the gateway when all streams run, and some minutes later; they all end."""
+async def wave(server: PenstockProcess, seconds: int) -> tuple[int, int]:
+    """KiB of the gateway when all streams run, and so much later; they all end."""
     readers = await open_readers(server, [REQUEST] * STREAMS)
     await all_of(readers, "has_begun", PATIENCE)
     begun = rss_kib(server.pid)
-    await asyncio.sleep(max(2, 60 * MINUTES))
+    await asyncio.sleep(seconds)
     held = rss_kib(server.pid)
     assert not any(reader.is_closed for reader in readers)
     await leave(readers)
@@ -59,8 +59,8 @@ async def wave(server: PenstockProcess) -> tuple[int, int]:
 async def test_what_a_stream_takes(server: PenstockProcess) -> None:
     """The memory of the first streams is what the next ones are given: a gateway does not grow with those it had."""
     before = rss_kib(server.pid)
-    begun, held = await wave(server)
-    again, held_again = await wave(server)
+    begun, held = await wave(server, HELD)
+    again, held_again = await wave(server, HELD_AGAIN)
     taken = held - before
     publish(
         9,
