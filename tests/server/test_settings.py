@@ -67,7 +67,9 @@ def test_the_default_timeouts_and_limits() -> None:
         "queue": 10, "first_token": 60, "between_tokens": 30, "total": 600, "drain": 30,
         "header": 10, "body": 30, "write": 30, "keep_alive": 15,
     }  # fmt: skip
-    assert settings.limits.model_dump() == {"body_bytes": 4 * 2**20, "websocket_message_bytes": 2**20}
+    assert settings.limits.model_dump() == {
+        "body_bytes": 4 * 2**20, "websocket_message_bytes": 2**20, "connections": 2**14
+    }  # fmt: skip
 
 
 def test_flags_override_the_environment_which_overrides_the_file(tmp_path: Path) -> None:
