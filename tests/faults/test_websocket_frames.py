@@ -58,12 +58,12 @@ def malformed(rng: random.Random) -> bytes:
         reserved = rng.choice([0, 0, 0, 4, rng.randrange(8)])
         data += frame(opcode, rng.choice(PAYLOADS), fin=rng.random() < 0.7, mask=mask, reserved=reserved)
     for _ in range(rng.choice([0, 0, 1, 3])):
-        at = rng.randrange(len(data))
+        at = rng.randrange(max(len(data), 1))
         match rng.randrange(4):
             case 0:
-                data[at] = rng.randrange(256)
+                data[at : at + 1] = rng.randbytes(1)
             case 1:
-                del data[at]
+                del data[at : at + 1]
             case 2:
                 data[at:at] = data[at : at + 8]
             case 3:
