@@ -86,7 +86,7 @@ class Lanes:
     @property
     def may_set_aside(self) -> bool:
         """Whoever is, is the first to go on: so nobody is for long as long as they are few."""
-        return len(self.foreground.preempted) * PLACES_FOR_EACH_SET_ASIDE < self.max_num_seqs
+        return (len(self.foreground.preempted) + 1) * PLACES_FOR_EACH_SET_ASIDE <= self.max_num_seqs
 
     def set_aside_for(self, newcomer: Sequence) -> None:
         """Preempt others until it fits, or nobody gives way any more (`batching.sharing`)."""
