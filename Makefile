@@ -10,7 +10,7 @@ SBIN := :/usr/sbin
 # A file that a failed line left behind would pass for a made one.
 .DELETE_ON_ERROR:
 
-.PHONY: setup serve test test-servers test-triton test-clients lint format docs bench bench-triton soak train clean
+.PHONY: setup serve test test-servers test-triton test-clients lint format docs bench bench-peers bench-triton soak train clean
 
 setup: .venv/.installed
 
@@ -90,6 +90,26 @@ docs: setup
 bench: setup
 	$(BIN)/python -m loadtest.local $(ARGS)
 
+# The same weights and requests through llama.cpp and transformers, in environments of their own: minutes to build them,
+# once. llama.cpp is compiled for this machine; --no-cache-dir, lest a wheel built without the header is found.
+.peers/llama/.installed: loadtest/peers/amx_tiles.h | setup
+	$(BIN)/python -m venv .peers/llama
+	CMAKE_ARGS="-DCMAKE_C_FLAGS=-include$(CURDIR)/$< -DCMAKE_CXX_FLAGS=-include$(CURDIR)/$<" \
+		.peers/llama/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --force-reinstall \
+		'llama-cpp-python[server]==0.3.36' 'gguf==0.19.0'
+	@touch $@
+
+# It sees Penstock's packages, so that both run on the same torch and transformers.
+.peers/transformers/.installed: pyproject.toml | setup
+	$(BIN)/python -m venv .peers/transformers
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .peers/penstock.pth
+	mv .peers/penstock.pth "$$(.peers/transformers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	.peers/transformers/bin/python -m pip install --quiet --disable-pip-version-check 'transformers[serving]'
+	@touch $@
+
+bench-peers: setup .peers/llama/.installed .peers/transformers/.installed
+	$(BIN)/python -m loadtest.peers.bench $(ARGS)
+
 # What grouping by length does for a model that Triton batches, on the real Triton of the tests.
 bench-triton: setup .triton/.installed
 	$(BIN)/python -m tests.triton_grouping $(ARGS)
@@ -110,4 +130,4 @@ train: setup
 	$(BIN)/python models/train_tiny_chat.py $(if $(CORPORA),--corpora $(CORPORA)) $(ARGS)
 
 clean:
-	rm -rf .venv .triton .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .triton .clients .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -49,10 +49,12 @@ _CHUNK = msgspec.json.Decoder(_Chunk)
 class AnswerReader:
     """Collects one answer. A role-only or empty delta is no output, so it starts no TTFT.
 
-    All events of one `feed` share its time: they arrived together, and their gaps are 0.
+    All events of one `feed` share its time: they arrived together, and their gaps are 0. Without `says_done` a body
+    may end behind a finish_reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, says_done: bool = True) -> None:
+        self._says_done = says_done
         self.content_times_s: list[float] = []
         self.usage: TokenUsage | None = None
         self.done_s: float | None = None
@@ -79,6 +81,8 @@ class AnswerReader:
             return self.failure
         if self._num_events == 0:
             return Failure("not an event stream", f"the body ended without an event ({content_type})")
+        if self._finished and not self._says_done:
+            return None
         return Failure("cut stream", f"the body ended without [DONE] after {self._num_events} events")
 
     def _take(self, event: SSEEvent, now_s: float) -> None:

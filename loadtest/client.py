@@ -30,12 +30,15 @@ PATHS = {Endpoint.CHAT: "chat/completions", Endpoint.COMPLETIONS: "completions"}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which server, and how to ask it. The key stays out of the repr."""
+    """Which server, and how to ask it. The key stays out of the repr. `says_done`: its streams end in [DONE], as
+    OpenAI's do; else the body's end behind a finish_reason is one. `temperature` None: the server's own."""
 
     base_url: httpx.URL
     api_key: str | None = field(default=None, repr=False)
     endpoint: Endpoint = Endpoint.CHAT
     ignore_eos: bool = False
+    says_done: bool = True
+    temperature: float | None = None
 
     @property
     def shown_url(self) -> str:
@@ -115,7 +118,7 @@ class LoadClient:
         cancellation."""
         body = msgspec.json.encode(request_body(planned, model, self._target))
         request = self._http.build_request("POST", PATHS[self._target.endpoint], content=body)
-        reader = AnswerReader()
+        reader = AnswerReader(says_done=self._target.says_done)
         sent_s = perf_counter()
         failure = await self._attempt(request, reader)
         end_s = reader.done_s if reader.done_s is not None else perf_counter()
@@ -192,6 +195,8 @@ def request_body(planned: PlannedRequest, model: str, target: Target) -> dict[st
         body["prompt"] = planned.prompt
     if target.ignore_eos:  # left out unless asked for: many servers refuse a field they do not know
         body["ignore_eos"] = True
+    if target.temperature is not None:
+        body["temperature"] = target.temperature
     return body
 
 

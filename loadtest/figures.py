@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from loadtest.loads import Load
-from loadtest.measure import SLO, Distribution, Summary, summarize
+from loadtest.measure import SLO, Distribution, Summary, decode_rate, summarize
 from loadtest.roofline import Roofline
 from loadtest.sweep import Run
 
@@ -76,6 +76,7 @@ FIGURES: dict[str, Figure] = {
     figure.key: figure
     for figure in (
         Figure("output_tokens_per_s", "Output", "tok/s", lambda m: m.summary.output_tokens_per_s),
+        Figure("decode_tokens_per_s", "Decode", "tok/s", lambda m: decode_rate(m.run.result.records)),
         Figure("requests_per_s", "Answers", "req/s", lambda m: m.summary.requests_per_s, digits=2),
         Figure("goodput_per_s", "Goodput", "req/s", lambda m: m.summary.goodput_per_s, digits=2),
         Figure("in_flight", "In flight", "", lambda m: m.summary.in_flight),

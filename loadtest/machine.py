@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from struct import unpack
 from time import perf_counter
@@ -25,15 +25,31 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight")  # looked up, not multiplied,
 
 def measure(folder: Path, weight_bytes: float, kv_bytes: float) -> Roofline:
     """`weight_bytes`, `kv_bytes`: of one number, as the model is served. Raises BenchError."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        parameters = _parameters(folder)
-        kv_numbers = _kv_numbers(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise BenchError(f"{folder}: expected config.json and *.safetensors of a decoder: {error!r}") from None
-    if not parameters:
-        raise BenchError(f"{folder}: no *.safetensors in it")
-    return Roofline(parameters, parameters * weight_bytes, kv_numbers * kv_bytes, bytes_per_s(), flop_per_s())
+    found = Sizes.of(folder)
+    kv_bytes_per_token = found.kv_numbers * kv_bytes
+    return Roofline(found.parameters, found.parameters * weight_bytes, kv_bytes_per_token, bytes_per_s(), flop_per_s())
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """`parameters` that a token is multiplied with, `head` of them for logits; `kv_numbers` that it leaves behind."""
+
+    parameters: int
+    head: int
+    kv_numbers: int
+
+    @classmethod
+    def of(cls, folder: Path) -> "Sizes":
+        """Raises BenchError."""
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            head = int(config.get("vocab_size", 0) * config["hidden_size"])
+            found = cls(_parameters(folder), head, _kv_numbers(config))
+        except (OSError, ValueError, KeyError) as error:
+            raise BenchError(f"{folder}: expected config.json and *.safetensors of a decoder: {error!r}") from None
+        if not found.parameters:
+            raise BenchError(f"{folder}: no *.safetensors in it")
+        return found
 
 
 def _parameters(folder: Path) -> int:

@@ -125,6 +125,24 @@ def meets(record: RequestRecord, slo: SLO) -> bool:
     return slo.e2el_s is None or e2el_s(record) <= slo.e2el_s
 
 
+def decode_rate(records: Sequence[RequestRecord]) -> float | None:
+    """Tokens a second while all of these requests were being answered; None where there was no such time. Events
+    stand for tokens in proportion, where the server put several into one."""
+    if not records or any(record.failure is not None or not record.content_times_s for record in records):
+        return None
+    start = max(record.content_times_s[0] for record in records)
+    end = min(record.content_times_s[-1] for record in records)
+    if end <= start:
+        return None
+    tokens = sum(_tokens_between(record, start, end) for record in records)
+    return tokens / (end - start)
+
+
+def _tokens_between(record: RequestRecord, start: float, end: float) -> float:
+    events = sum(start < time <= end for time in record.content_times_s)
+    return events * record.output_tokens / len(record.content_times_s)
+
+
 def duration_s(records: Sequence[RequestRecord]) -> float:
     """First start to last end, failures included; 0 without records."""
     if not records:

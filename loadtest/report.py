@@ -26,7 +26,7 @@ def print_report(console: Console, report: Report) -> None:
     else:
         _print_several(console, report)
     for table in report.tables:
-        console.print(_plain(table))
+        console.print(plain_table(table))
     for note in report.notes:
         console.print(Text(note, style="yellow"))
     for one in report.measured:
@@ -93,8 +93,8 @@ def _title_of(label: str, unit: str) -> str:
     return "\n".join((*label.split(" "), unit)).rstrip()
 
 
-def _plain(text: TextTable) -> Table:
-    table = Table(*text.columns, title=text.title, caption=text.note or None)
+def plain_table(text: TextTable) -> Table:
+    table = Table(*text.columns, title=text.title, caption=text.note or None, box=box.SIMPLE)
     for row in text.rows:
         table.add_row(*row)
     return table

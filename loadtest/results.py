@@ -35,6 +35,24 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class BarRow:
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class BarGroup:
+    """Bars that a page draws beside its charts, each before `ceiling`."""
+
+    title: str
+    rows: tuple[BarRow, ...]
+    note: str = ""
+    ceiling: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """`subjects` names the servers, by their place; one for a bench, several for a comparison with the first."""
 
@@ -43,6 +61,7 @@ class Report:
     measured: tuple[Measured, ...]
     slo: SLO = field(default_factory=SLO)
     tables: tuple[Table, ...] = ()
+    bars: tuple[BarGroup, ...] = ()
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property

@@ -44,7 +44,15 @@ class Roofline:
     def step_s(self, batch: float, context: float) -> float:
         """The least time of a decode step."""
         memory = (self.weight_bytes + batch * context * self.kv_bytes_per_token) / self.bytes_per_s
-        return max(memory, 2 * self.parameters * batch / self.flop_per_s)
+        return max(memory, 2 * self.parameters * batch / self.flop_per_s_at(batch))
+
+    def prefill_s(self, tokens: float) -> float:
+        """The least time of a prompt."""
+        return 2 * self.parameters * tokens / self.flop_per_s
+
+    def flop_per_s_at(self, rows: float) -> float:
+        """The rate of matrix products of so many rows."""
+        return self.flop_per_s
 
     def tokens_per_s(self, records: Sequence[RequestRecord]) -> float | None:
         """Output tokens a second at best, for these requests with as many in flight as there were. The prompts
@@ -56,5 +64,4 @@ class Roofline:
         prompt = fmean(count or 0 for count in prompts)
         output = fmean(record.output_tokens for record in completed)
         batch = max(1.0, sum(map(e2el_s, records)) / duration_s(records))
-        prefill_s = 2 * self.parameters * prompt / self.flop_per_s
-        return output / (prefill_s + output * self.step_s(batch, prompt + output / 2) / batch)
+        return output / (self.prefill_s(prompt) + output * self.step_s(batch, prompt + output / 2) / batch)

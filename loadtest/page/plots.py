@@ -1,6 +1,7 @@
 """Which charts a report has, by what it measured."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 
 from loadtest.figures import FIGURES, LoadPoint, Spread
@@ -14,8 +15,37 @@ PERCENTS = ("p50", "p90", "p99")
 
 
 def charts(report: Report) -> list[Chart]:
-    drawn = [*_over_loads(report)] if len({point.load.level for point in report.points}) > 1 else [*_bars(report)]
-    return [*drawn, *_curves(report), *_roofline(report)]
+    if _num_levels(report) > 1:
+        drawn = [chart for mix, part in _by_mix(report) for chart in _of_mix(mix, part)]
+    else:
+        drawn = [*_bars(report)]
+    return [*_groups(report), *drawn, *_curves(report), *_roofline(report)]
+
+
+def _num_levels(report: Report) -> int:
+    return len({point.load.level for point in report.points})
+
+
+def _by_mix(report: Report) -> Iterator[tuple[str, Report]]:
+    """What different mixes reach is no line."""
+    for mix in dict.fromkeys(_mix(point.load) for point in report.points):
+        yield mix, replace(report, measured=tuple(one for one in report.measured if _mix(one.run.load) == mix))
+
+
+def _of_mix(mix: str, part: Report) -> Iterator[Chart]:
+    for chart in _over_loads(part) if _num_levels(part) > 1 else _bars(part):
+        yield replace(chart, title=f"{chart.title}, {mix}") if mix else chart
+
+
+def _mix(load: Load) -> str:
+    return load.mix if isinstance(load, ClosedLoop) else ""
+
+
+def _groups(report: Report) -> Iterator[Chart]:
+    for group in report.bars:
+        bars = [Bar(row.name, row.value, f"{row.value:.2f}", 0, row.low, row.high, group.ceiling) for row in group.rows]
+        if bars:
+            yield bar_chart(group.title, bars, group.note)
 
 
 def _over_loads(report: Report) -> Iterator[Chart]:
@@ -80,7 +110,7 @@ def _bar(report: Report, point: LoadPoint, key: str) -> Bar | None:
 
 def _bar_name(report: Report, point: LoadPoint) -> str:
     subject = f"{letter(point.subject)}: {report.subjects[point.subject]}"
-    mix = point.load.mix if isinstance(point.load, ClosedLoop) else ""
+    mix = _mix(point.load)
     return f"{mix}, {letter(point.subject)}" if mix else subject
 
 
