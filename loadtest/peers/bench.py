@@ -75,13 +75,9 @@ def _names(chosen: Sequence[str] | None, *, quick: bool) -> list[str]:
 
 def _measure(names: Sequence[str], places: Places, deadline: float, rounds: int, asked: Sequence[Case]) -> Outcome:
     """Raises BenchError."""
-    machine = floors.measure(places)
+    outcome = Outcome(floors.measure(places), places)
     with ExitStack() as stack:
-        outcome = Outcome(machine, places)
-        entries = [entry for name in names if (entry := _entered(stack, places, name, outcome))]
-        if not entries:
-            raise BenchError("nobody could be started")
-        outcome.specs = tuple(entry.spec for entry in entries)
+        entries = _started(stack, names, outcome)
         _check_model(outcome, {entry.spec.name: entry for entry in entries})
         for number in range(rounds):
             started = monotonic()
@@ -102,15 +98,20 @@ def _check_model(outcome: Outcome, entries: Mapping[str, Entry]) -> None:
         outcome.notes.append(f"llama.cpp and transformers agree on the prompts' tokens and {share:.0%} of greedy ones.")
 
 
-def _entered(stack: ExitStack, places: Places, name: str, outcome: Outcome) -> Entry | None:
-    """None, and a note, where it does not start: the others are compared all the same."""
-    typer.echo(f"starting {name}", err=True)
-    try:
-        return enter(stack, places, SPECS[name])
-    except BenchError as error:
-        outcome.notes.append(f"{name} took no part: {error}")
-        typer.echo(outcome.notes[-1], err=True)
-        return None
+def _started(stack: ExitStack, names: Sequence[str], outcome: Outcome) -> list[Entry]:
+    """Who does not start gets a note, and the others are compared all the same. Raises BenchError: nobody starts."""
+    entries = []
+    for name in names:
+        typer.echo(f"starting {name}", err=True)
+        try:
+            entries.append(enter(stack, outcome.places, SPECS[name]))
+        except BenchError as error:
+            outcome.notes.append(f"{name} took no part: {error}")
+            typer.echo(outcome.notes[-1], err=True)
+    if not entries:
+        raise BenchError("nobody could be started")
+    outcome.specs = tuple(entry.spec for entry in entries)
+    return entries
 
 
 def _case(outcome: Outcome, entries: Sequence[Entry], case: Case, number: int) -> None:

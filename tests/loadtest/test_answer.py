@@ -47,6 +47,14 @@ def test_every_kind_of_output_counts(fields: dict[str, object]) -> None:
     assert read(delta(**fields), DONE).content_times_s == [0.0]
 
 
+def test_a_server_that_says_no_done_ends_behind_its_reason() -> None:
+    for chunks, expected in (((delta(content="a"), FINISH), None), ((delta(content="a"),), "cut stream")):
+        reader = AnswerReader(says_done=False)
+        for chunk in chunks:
+            reader.feed(chunk, 0.0)
+        assert reason(reader) == expected
+
+
 def test_completions_text() -> None:
     assert read(event({"choices": [{"text": "a"}]}), event({"choices": [{"text": ""}]})).content_times_s == [0.0]
 

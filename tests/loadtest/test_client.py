@@ -147,7 +147,8 @@ def test_request_body_asks_for_nothing_unusual() -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    assert request_body(PLANNED, "m", Target(base_url("http://test"), ignore_eos=True))["ignore_eos"] is True
+    asked = request_body(PLANNED, "m", Target(base_url("http://test"), ignore_eos=True, temperature=0.0))
+    assert (asked["ignore_eos"], asked["temperature"]) == (True, 0.0)
 
 
 async def test_first_model() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -11,7 +12,7 @@ from loadtest.loads import ClosedLoop
 from loadtest.page.page import html_page
 from loadtest.page.plots import charts
 from loadtest.page.scales import level_scale, short, value_scale
-from loadtest.results import Report, Table
+from loadtest.results import BarGroup, BarRow, Report, Table
 from tests.loadtest.reports import report, run, sweep, versus
 
 VOID = {"meta"}
@@ -135,3 +136,17 @@ def test_levels_that_double_are_evenly_apart() -> None:
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.25, "0.25"), (1500, "1,500"), (25_000, "25k"), (2e6, "2M")])
 def test_short_numbers(value: float, text: str) -> None:
     assert short(value) == text
+
+
+def test_mixes_have_charts_of_their_own() -> None:
+    loads = [ClosedLoop(level, mix) for mix in ("short", "long") for level in (1, 4)] + [ClosedLoop(1, "lone")]
+    both = [run(load, 0.01, subject=i) for load in loads for i in range(2)]
+    found = titles(report(*both, subjects=("one", "other")))
+    assert {"Output throughput, short", "Output throughput, long", "Output throughput, tok/s, lone"} <= set(found)
+
+
+def test_bars_of_its_own() -> None:
+    group = BarGroup("Ratios", (BarRow("one / other", 1.5, 1.4, 1.6),), ceiling=1.0)
+    page = Reader(html_page(replace(sweep(), bars=(group,))))
+    for words in ("Ratios", "one / other", "1.50", "at best 1"):
+        assert words in page.text

@@ -18,7 +18,7 @@ import llama_cpp as api
 
 FIRST_TOKEN, NUM_TOKENS = 1000, 20_000  # an ordinary part of the vocabulary
 CHUNK = 512  # tokens of prompts in a batch, llama.cpp's own default
-ROUND = 256  # cells of a sequence are a multiple of it
+SLOTS, LENGTH = 16, 384  # sequences, and what each holds if all are as long
 
 
 @dataclass(slots=True)
@@ -34,24 +34,21 @@ class Request:
 
 
 class Session:
-    """A context for `slots` sequences of `length` tokens."""
+    """The one context for all that is asked, as a server would have it."""
 
-    def __init__(self, model: Any, threads: int, slots: int, length: int) -> None:
+    def __init__(self, model: Any, threads: int) -> None:
         params = api.llama_context_default_params()
-        params.n_ctx = slots * -(-length // ROUND) * ROUND
-        params.n_batch, params.n_ubatch = CHUNK + slots, CHUNK + slots
-        params.n_seq_max = slots
+        params.n_ctx = SLOTS * LENGTH
+        params.n_batch = params.n_ubatch = CHUNK
+        params.n_seq_max = SLOTS
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = True  # as its own server has it: slots of their own are slower where lengths differ
+        params.kv_unified = True  # one sequence may be longer than others
         self._context = api.llama_init_from_model(model, params)
         if not self._context:
             raise SystemExit("llama.cpp made no context")
-        self._batch = api.llama_batch_init(CHUNK + slots, 0, 1)
+        self._batch = api.llama_batch_init(CHUNK, 0, 1)
         self._size = 0
-
-    def close(self) -> None:
-        api.llama_batch_free(self._batch)
-        api.llama_free(self._context)
+        self.vocabulary = api.llama_model_get_vocab(model)
 
     def add(self, token: int, position: int, slot: int, *, wanted: bool) -> None:
         """A row of the next batch; `wanted`: its logits are."""
@@ -71,45 +68,41 @@ class Session:
     def forget(self, slot: int) -> None:
         api.llama_memory_seq_rm(api.llama_get_memory(self._context), slot, -1, -1)
 
-    def best(self, vocabulary: int) -> int:
+    def best(self) -> int:
         """The most likely token behind the batch's last row."""
+        size = api.llama_vocab_n_tokens(self.vocabulary)
         pointer = api.llama_get_logits_ith(self._context, -1)
-        logits = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * vocabulary)).contents
-        return max(range(vocabulary), key=logits.__getitem__)
+        logits = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * size)).contents
+        return max(range(size), key=logits.__getitem__)
 
 
-def mix(model: Any, threads: int, slots: int, sizes: list[list[int]]) -> list[Request]:
+def mix(session: Session, slots: int, sizes: list[list[int]]) -> list[Request]:
     """A closed loop of `slots` users. Whoever runs gets a token a batch, prompts fill what is left of it."""
-    session = Session(model, threads, slots, max(map(sum, sizes)))
     requests = [Request(prompt, output) for prompt, output in sizes]
     waiting, running, free = list(requests), list[Request](), list(range(slots))
-    try:
-        while waiting or running:
-            while waiting and free:
-                request = waiting.pop(0)
-                request.slot, request.start = heapq.heappop(free), perf_counter()
-                running.append(request)
-            fed = _fill(session, running)
-            session.run()
-            now = perf_counter()
-            for request in fed:
-                request.times.append(now)
-            for request in [request for request in running if len(request.times) == request.output]:
-                running.remove(request)
-                heapq.heappush(free, request.slot)
-                session.forget(request.slot)
-    finally:
-        session.close()
+    while waiting or running:
+        while waiting and free:
+            request = waiting.pop(0)
+            request.slot, request.start = heapq.heappop(free), perf_counter()
+            running.append(request)
+        fed = _fill(session, running)
+        session.run()
+        now = perf_counter()
+        for request in fed:
+            request.times.append(now)
+        for request in [request for request in running if len(request.times) == request.output]:
+            running.remove(request)
+            heapq.heappush(free, request.slot)
+            session.forget(request.slot)
     return requests
 
 
 def _fill(session: Session, running: list[Request]) -> list[Request]:
     """Those that will have a token more."""
-    fed, room = [], CHUNK
-    for request in running:
-        if request.times:
-            session.add(_token(request.slot), request.prompt + len(request.times) - 1, request.slot, wanted=True)
-            fed.append(request)
+    fed = [request for request in running if request.times]
+    for request in fed:
+        session.add(_token(request.slot), request.prompt + len(request.times) - 1, request.slot, wanted=True)
+    room = CHUNK - len(fed)
     for request in running:
         count = min(room, request.prompt - request.done)
         for position in range(request.done, request.done + count):
@@ -125,39 +118,35 @@ def _token(number: int) -> int:
     return FIRST_TOKEN + number * 7919 % NUM_TOKENS
 
 
-def greedy(model: Any, threads: int, prompt: list[int], tokens: int) -> list[int]:
-    vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
-    session = Session(model, threads, 1, len(prompt) + tokens)
+def greedy(session: Session, prompt: list[int], tokens: int) -> list[int]:
     found: list[int] = []
-    try:
-        for position, token in enumerate(prompt):
-            session.add(token, position, 0, wanted=position == len(prompt) - 1)
-        while len(found) < tokens:
-            session.run()
-            found.append(session.best(vocabulary))
+    for position, token in enumerate(prompt):
+        session.add(token, position, 0, wanted=position == len(prompt) - 1)
+    while len(found) < tokens:
+        session.run()
+        found.append(session.best())
+        if len(found) < tokens:
             session.add(found[-1], len(prompt) + len(found) - 1, 0, wanted=True)
-    finally:
-        session.close()
+    session.forget(0)
     return found
 
 
-def tokenize(model: Any, text: str) -> list[int]:
+def tokenize(session: Session, text: str) -> list[int]:
     data = text.encode()
     room = (api.llama_token * (len(data) + 8))()
-    vocabulary = api.llama_model_get_vocab(model)
-    count = api.llama_tokenize(vocabulary, data, len(data), room, len(room), True, True)
+    count = api.llama_tokenize(session.vocabulary, data, len(data), room, len(room), True, True)
     return list(room[:count])
 
 
-def answer(model: Any, threads: int, asked: dict[str, Any]) -> dict[str, Any]:
+def answer(session: Session, asked: dict[str, Any]) -> dict[str, Any]:
     """`{"mix": [slots, [[prompt, output], ...]]}`: start and times of each. `{"greedy": [text, tokens]}`: the ids of
     the prompt and of what follows. `{}`: what the library says of itself."""
     if "mix" in asked:
-        return {"requests": [[request.start, request.times] for request in mix(model, threads, *asked["mix"])]}
+        return {"requests": [[request.start, request.times] for request in mix(session, *asked["mix"])]}
     if "greedy" in asked:
         text, tokens = asked["greedy"]
-        prompt = tokenize(model, text)
-        return {"prompt": prompt, "tokens": greedy(model, threads, prompt, tokens)}
+        prompt = tokenize(session, text)
+        return {"prompt": prompt, "tokens": greedy(session, prompt, tokens)}
     return {"system": api.llama_print_system_info().decode().strip()}
 
 
@@ -172,8 +161,10 @@ def main(path: str, threads: int) -> None:
     model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
     if not model:
         raise SystemExit(f"llama.cpp can't load {path}")
+    session = Session(model, threads)
+    mix(session, 1, [[CHUNK, 2]])  # its memory is touched for the first time
     for line in sys.stdin:
-        print(json.dumps(answer(model, threads, json.loads(line))), flush=True)
+        print(json.dumps(answer(session, json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
