@@ -61,8 +61,7 @@ def record_of(planned: PlannedRequest, start_s: float, times_s: list[float]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """`weight_bytes`: of one weight as it is served. `start` raises BenchError. `slow`: it runs a few
-    cases, one time."""
+    """`weight_bytes`: of one weight as it is served. `start` raises BenchError. `slow`: it runs a few cases, once."""
 
     name: str
     label: str

@@ -21,7 +21,13 @@ WANTED = {
 
 def tables(outcome: Outcome) -> list[Table]:
     """The last is the one to read."""
-    return [_floors(outcome), *_padding(outcome), *_disturbances(outcome), _speeds(outcome), _ratios(outcome)]
+    context = [_floors(outcome), *_padding(outcome), *_disturbances(outcome), *_notes(outcome)]
+    return [*context, _speeds(outcome), _ratios(outcome)]
+
+
+def _notes(outcome: Outcome) -> Iterable[Table]:
+    if outcome.notes:
+        yield Table("Notes", ("",), tuple((note,) for note in outcome.notes))
 
 
 def _loads(outcome: Outcome) -> list[ClosedLoop]:

@@ -27,8 +27,6 @@ def deliver(outcome: Outcome, json_file: Path | None, html_file: Path | None) ->
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     for table in report.tables:
         console.print(plain_table(table))
-    for note in outcome.notes:
-        console.print(note, style="yellow", markup=False)
 
 
 def report_of(outcome: Outcome) -> Report:
