@@ -13,6 +13,7 @@ from loadtest.cli import bench
 from server.cli_common import read_settings
 from server.cli_export import export_onnx
 from server.cli_keys import keys
+from server.cli_quantize import quantize as quantize_model
 from server.cli_quota import quota
 from server.cli_triton import triton_repo
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.command()(export_onnx)
+app.command()(quantize_model)
 app.command()(triton_repo)
 app.add_typer(keys, name="keys")
 app.add_typer(quota, name="quota")

@@ -28,6 +28,10 @@ def find_graph(folder: Path, *, int8: bool) -> GraphFile:
         for path in (folder / place / name for name in names for place in ("", "onnx")):
             if path.is_file():
                 return GraphFile(path, is_int8)
+    if read_json(folder / "config.json").get("quantization_config"):
+        raise EngineError(
+            f"{folder}: its weights are quantized for the torch engine: --engine onnx takes exported models"
+        )
     raise EngineError(f"{folder}: no model.onnx: export the model first: penstock export-onnx {folder} DIR")
 
 

@@ -17,6 +17,7 @@ from engines.torch.backend import AttentionBackend, KVSize
 from engines.torch.backends import backend_for
 from engines.torch.loader import LoadedModel
 from engines.torch.model_runner import ModelRunner
+from engines.torch.quantize import Int8Config, describe
 from engines.torch.text_runner import open_texts
 from engines.types import Continuation, EngineConfig, EngineInfo
 
@@ -36,13 +37,14 @@ class TorchEngine(ThreadedStepEngine):
     """Runs StepPlans on a CPU or a GPU. Loading happens in the constructor and raises EngineError."""
 
     def __init__(self, config: EngineConfig) -> None:
-        if config.quantize != "none":
-            raise EngineError(f'quantize: "{config.quantize}" is not supported yet by the torch engine')
+        if config.quantize not in ("none", "int8"):
+            raise EngineError(f'quantize: expected one of none, int8, got "{config.quantize}"')
         options = read_positive_integers(TorchOptions, config.options, config.kind)
         self._num_threads = options.threads or os.cpu_count() or 1
         torch.set_num_threads(self._num_threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = loader.load(config.path, config.dtype, device)
+        int8 = Int8Config() if config.quantize == "int8" else None
+        loaded = loader.load(config.path, config.dtype, device, int8)
         backend = backend_for(device, loaded.model.dtype, options.block_size)
         capacity = plan_capacity(config, _kv_space(options, loaded, backend))
         size = KVSize(capacity.num_blocks, options.block_size, loaded.model.dtype, loaded.model.device)
@@ -88,9 +90,9 @@ class TorchEngine(ThreadedStepEngine):
             torch.set_num_threads(self._num_threads)
 
     def _describe(self, loaded: LoadedModel) -> str:
-        dtype = str(loaded.model.dtype).removeprefix("torch.")
         return (
-            f"torch {torch.__version__} {type(loaded.model).__name__} {dtype} on {loaded.model.device.type}, "
+            f"torch {torch.__version__} {type(loaded.model).__name__} {describe(loaded.model)} "
+            f"on {loaded.model.device.type}, "
             f"{self._num_threads} threads, attention by {self._attention.name}, "
             f"KV {self._attention.num_bytes / 2**20:.0f} MiB, "
             + (f"{self._texts.pooling} pooling" if self._texts is not None else "no embeddings")

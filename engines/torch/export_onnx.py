@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from engines.base import EngineError
+from engines.files import read_json
 
 _TEXT_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 _BATCH, _TOKENS, _PAST = 2, 3, 5  # of the example inputs: any three numbers that differ, none of them 1
@@ -56,6 +57,8 @@ def export(source: Path, target: Path) -> Path:
     Raises EngineError. Executes no code of the checkpoint and unpickles nothing.
     """
     transformers_logging.disable_progress_bar()
+    if read_json(source / "config.json").get("quantization_config"):
+        raise EngineError(f"{source}: its weights are quantized: export the model that they were made of")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from engines.base import EngineError
-from engines.torch import attention, probe
+from engines.torch import attention, probe, quantize
 from engines.torch.backend import LayerShape
+
+log = logging.getLogger("penstock.engine")
 
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -28,23 +31,45 @@ class LoadedModel:
     max_positions: int  # 0: the configuration states none
 
 
-def load(path: str, dtype: str, device: torch.device) -> LoadedModel:
-    """Raises EngineError. Executes no code of the checkpoint and unpickles nothing."""
+def load(path: str, dtype: str, device: torch.device, int8: quantize.Int8Config | None = None) -> LoadedModel:
+    """With `int8`, or from a folder that `penstock quantize` wrote, with int8 weights.
+
+    Raises EngineError. Executes no code of the checkpoint and unpickles nothing.
+    """
     folder = Path(path)
     check_dtype(dtype)
     config = load_config(folder)
     _check_config(config, folder)
     attention.register()
-    logging.disable_progress_bar()
-    model, report = load_weights(
-        AutoModelForCausalLM, folder, config, dtype, attn_implementation=attention.ATTENTION_NAME
-    )
-    check_weights(report, folder)
+    transformers_logging.disable_progress_bar()
+    if int8 is not None or quantize.is_saved(config):
+        model = _load_int8(folder, config, dtype, device, int8)
+    else:
+        model, report = load_weights(
+            AutoModelForCausalLM, folder, config, dtype, attn_implementation=attention.ATTENTION_NAME
+        )
+        check_weights(report, folder)
     model = placed(model, device)
     head = model.get_output_embeddings()
     if head is None:
         raise EngineError(f"{folder}: {type(model).__name__} has no output embedding")
     return LoadedModel(model, probe.layer_shapes(model), int(head.weight.shape[0]), max_positions(config))
+
+
+def _load_int8(folder: Path, config: Any, dtype: str, device: torch.device, int8: quantize.Int8Config | None) -> Any:
+    """Quantized from the checkpoint's own precision, whatever the rest is computed in. `int8`: if it is not yet."""
+    more = {} if quantize.is_saved(config) else {"quantization_config": int8}
+    model, report = load_weights(
+        AutoModelForCausalLM, folder, config, "auto", attn_implementation=attention.ATTENTION_NAME, **more
+    )
+    check_weights(report, folder)
+    stored = torch.float32 if _is_slow(model.dtype, device) else model.dtype
+    try:
+        quantize.finish(model, stored if dtype == "auto" else getattr(torch, dtype))
+    except EngineError as error:
+        raise EngineError(f"{folder}: {error}") from error
+    log.info("%s: %s", folder, quantize.describe(model))
+    return model
 
 
 def check_dtype(dtype: str) -> None:
@@ -54,9 +79,14 @@ def check_dtype(dtype: str) -> None:
 
 def placed(model: Any, device: torch.device) -> Any:
     """On its device, ready to compute."""
-    if model.dtype == torch.float16 and device.type == "cpu":
-        model = model.float()  # float16 is slow on a CPU, and float32 holds all of it
+    if _is_slow(model.dtype, device):
+        model = model.float()
     return model.to(device).eval()
+
+
+def _is_slow(dtype: torch.dtype, device: torch.device) -> bool:
+    """float16 on a CPU, where float32 holds all of it."""
+    return dtype == torch.float16 and device.type == "cpu"
 
 
 def load_config(folder: Path) -> Any:
@@ -82,7 +112,8 @@ def check_files(config: Any, folder: Path) -> None:
 
 
 def _check_config(config: Any, folder: Path) -> None:
-    check_files(config, folder)
+    if not quantize.is_saved(config):
+        check_files(config, folder)
     model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if config.is_encoder_decoder or model_class is None:
         raise EngineError(f"{folder}: model type {config.model_type} is not a causal language model")
@@ -108,6 +139,8 @@ def load_weights(auto: Any, folder: Path, config: Any, dtype: str, **more: Any) 
             output_loading_info=True,
             **more,
         )
+    except EngineError as error:
+        raise EngineError(f"{folder}: {error}") from error
     except Exception as error:
         raise EngineError(f"{folder}: weights can't be loaded: {_one_line(error)}") from error
     return model, report

@@ -165,7 +165,7 @@ def test_half_precision_is_computed_in_float32_on_a_cpu(folder: Path) -> None:
     ("config", "reason"),
     [
         ({"dtype": "float64"}, "dtype: expected one of auto, float32, bfloat16"),
-        ({"quantize": "int8"}, "not supported yet"),
+        ({"quantize": "fp8"}, 'quantize: expected one of none, int8, got "fp8"'),
         ({"options": {"colour": 3}}, "options.colour: unknown"),
         ({"options": {"threads": "two"}}, "options.threads: expected a positive integer"),
         ({"options": {"num_blocks": 3}, "max_model_len": 100}, "kv_memory_bytes to at least"),

@@ -21,7 +21,7 @@ from engines.base import EngineError
 from engines.types import Continuation, EngineInfo, Task, VectorInfo
 from server import model_files
 from server.model_files import ModelFilesError, find
-from server.registry import Registry, Replica, _find_folder
+from server.registry import Registry, Replica, _find_folder, _fingerprint
 from server.settings import BUNDLED_FOLDER, load
 from server.text.tokenizer import ByteTokenizer, load_tokenizer
 from tests.byte_tokenizer import write_byte_tokenizer
@@ -51,6 +51,12 @@ def registry(folder: Path, config: str) -> Registry:
 
 def children() -> set[int]:
     return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+
+
+def test_int8_is_another_model_to_the_cache_and_to_seeds() -> None:
+    plain, int8 = (load(None, {"quantize": kind}, {}).models[0] for kind in ("none", "int8"))
+    info = EngineInfo(max_model_len=8, max_num_seqs=1, vocab_size=8)
+    assert len({_fingerprint(model, BUNDLED_FOLDER, info) for model in (plain, int8)}) == 2
 
 
 async def test_every_version_is_served(tmp_path: Path) -> None:
