@@ -68,6 +68,24 @@ async def test_a_second_request_has_its_own_time(port: int) -> None:
     assert answer.count(b"200 OK") == 1
 
 
+async def test_a_body_that_goes_on_after_its_answer_is_closed(port: int) -> None:
+    """Each byte would put off uvicorn's own timeout."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n")
+    await reader.readuntil(b"hello")
+    async with asyncio.timeout(20):
+        while not writer.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(TIMEOUT / 10)
+
+
+async def test_an_answer_before_the_end_of_its_body_can_be_read(port: int) -> None:
+    """Though the connection is closed, and much of the body has come by then: a reset would have lost the answer."""
+    head = b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 10000000\r\n\r\n"
+    answer = await read_to_end(port, head + b"x" * 1_000_000, b"x" * 1_000_000, pause=TIMEOUT / 3)
+    assert answer.endswith(b"hello")
+
+
 async def test_oversized_headers_are_refused(port: int) -> None:
     line = b"X-Header: " + b"a" * 1000 + b"\r\n"
     lines = line * (MAX_HEADER_BYTES // len(line) + 100)
