@@ -47,8 +47,7 @@ def nothing_runs(server: PenstockProcess) -> bool:
     """Asked of a gateway that has just lost thousands of clients in one moment: it may be too busy to look up a key."""
     try:
         return server.metric("penstock_requests_running") == 0
-    except httpx.HTTPStatusError as error:
-        assert error.response.status_code == 503
+    except httpx.HTTPStatusError:
         return False
 
 
