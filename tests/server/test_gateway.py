@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 import uvicorn
 
-from server.gateway import AddressError, Gateway, base_url, bind, signals_give_up_the_start
+from server.gateway import MAX_UNSENT_BYTES, AddressError, Gateway, base_url, bind, signals_give_up_the_start
+from server.http_protocol import BoundedHTTPProtocol, Bounds
 from server.settings_sections import ServerSettings
+from tests.certificate import WHY_NOT, can_be_made, make_certificate
 
 
 def settings(**changes: Any) -> ServerSettings:
@@ -58,6 +61,36 @@ async def test_two_that_start_at_once() -> None:
         gateway = Gateway(config, services=None, on_ready=lambda: pytest.fail("it can't be ready"))  # type: ignore[arg-type]
         with pytest.raises(AddressError, match="Address already in use"):
             await gateway.serve([second])
+
+
+@pytest.mark.skipif(not can_be_made(), reason=WHY_NOT)
+async def test_a_tls_handshake_that_does_not_come_is_closed(tmp_path: Path) -> None:
+    """Of a client that connects and says nothing: uvicorn waits for a minute."""
+    cert, key = make_certificate(tmp_path)
+    http = BoundedHTTPProtocol.within(Bounds(header=0.3))
+    config = uvicorn.Config(
+        lambda: None, http=http, lifespan="off", ssl_certfile=cert, ssl_keyfile=key, log_config=None
+    )
+    config.load()
+    gateway = Gateway(config, services=None, on_ready=lambda: None)  # type: ignore[arg-type]
+    with bind(settings(), 30) as listener:
+        await gateway.startup([listener])
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
+        async with asyncio.timeout(20):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+        gateway.servers[0].close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has these options, this system does not")
+def test_a_connection_inherits_what_bounds_it() -> None:
+    with bind(settings(), 7) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == MAX_UNSENT_BYTES
 
 
 def test_a_free_port_can_be_taken_again_at_once() -> None:
