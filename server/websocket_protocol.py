@@ -60,6 +60,10 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
             self._message = _cancelled(self._message)
         super().handle_cont(event)
 
+    def handle_ping(self) -> None:
+        if not self._has_failed:  # by a frame before it, of the same segment
+            super().handle_ping()
+
     def send_receive_event_to_app(self) -> None:
         """uvicorn logs a traceback of text that is none, and fails itself where the client has closed behind it."""
         if self.curr_msg_data_type == "text" and not self.close_sent and not _is_text(b"".join(self.frames)):
