@@ -73,11 +73,16 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _expect_more(self, first: Frame) -> None:
         if not first.fin:
-            late = (CloseCode.POLICY_VIOLATION, "a message did not arrive in time")
-            self._message = self.loop.call_later(self.bounds.body, self._fail, *late)
+            self._message = self.loop.call_later(self.bounds.body, self._is_late)
+
+    def _is_late(self) -> None:
+        if self.read_paused or not self.writable.is_set():  # it may have come, and we do not read
+            self._message = self.loop.call_later(self.bounds.body, self._is_late)
+        else:
+            self._fail(CloseCode.POLICY_VIOLATION, "a message did not arrive in time")
 
     def _fail(self, code: CloseCode, reason: str) -> None:
-        if not self.close_sent:
+        if not (self.close_sent or self.transport.is_closing()):
             self.conn.fail(code, reason)
             self._end(code, reason)
 
