@@ -14,7 +14,7 @@ from tests.penstock_process import UNLIMITED, PenstockProcess
 from tests.scale import cut, publish
 
 STREAMS = cut(250, 10_000)
-HELD, HELD_AGAIN = cut(2, 180), cut(2, 20)  # seconds
+HELD, HELD_AGAIN = cut(2, 120), cut(2, 10)  # seconds
 MAX_KIB_EACH = 64
 MAX_KEPT = 0.05
 PATIENCE = 240.0
