@@ -15,6 +15,7 @@ from tests.scale import cut, publish
 
 STREAMS = cut(250, 10_000)
 HELD, HELD_AGAIN = cut(2, 120), cut(2, 10)  # seconds
+LEASES_KEPT = cut(0, 35)  # seconds: finished ones for 30, so that a settlement that is repeated is known
 MAX_KIB_EACH = 64
 MAX_KEPT = 0.05
 PATIENCE = 240.0
@@ -69,6 +70,7 @@ async def test_what_a_stream_takes(server: PenstockProcess) -> None:
     """The memory of the first streams is what the next ones are given: a gateway does not grow with those it had."""
     before = rss_kib(server.pid)
     begun, held = await wave(server, HELD)
+    await asyncio.sleep(LEASES_KEPT)
     again, held_again = await wave(server, HELD_AGAIN)
     taken = held - before
     publish(
