@@ -31,10 +31,12 @@ class Cells:
 
 @dataclass(slots=True)
 class LengthGroups:
-    """A step's sequences, partitioned, and what all groups cost together."""
+    """A step's sequences, partitioned, and what all groups cost together; `ungrouped`: what one group of all its chunks
+    and one of all its decodes would."""
 
     groups: list[list[ScheduledSequence]] = field(default_factory=list)
     cells: Cells = field(default_factory=Cells)
+    ungrouped: Cells = field(default_factory=Cells)
 
 
 def count_cells(group: Sequence[ScheduledSequence]) -> Cells:
@@ -54,7 +56,9 @@ def group_by_length(scheduled: Iterable[ScheduledSequence], max_waste: float = M
     first_decode = next((index for index, row in enumerate(rows) if row.num_tokens == 1), len(rows))
     chunks = _partition(rows[:first_decode], max_waste)
     decodes = _partition(rows[first_decode:], max_waste)
-    return LengthGroups(chunks.groups + decodes.groups, chunks.cells + decodes.cells)
+    return LengthGroups(
+        chunks.groups + decodes.groups, chunks.cells + decodes.cells, chunks.ungrouped + decodes.ungrouped
+    )
 
 
 def _partition(rows: list[ScheduledSequence], max_waste: float) -> LengthGroups:
@@ -66,7 +70,7 @@ def _partition(rows: list[ScheduledSequence], max_waste: float) -> LengthGroups:
     share = max_waste * sum(cells) / max(1, len(cells))
     groups: list[list[ScheduledSequence]] = []
     real = closed = area = 0  # asked for so far; with padding: in all groups but the last, in the last
-    queries = context = 0  # of the last group, padded
+    queries = context = longest_of_all = 0  # the first two of the last group, padded
     for placed, (row, its_cells) in enumerate(zip(rows, cells, strict=True), start=1):
         real += its_cells
         longest = max(context, row.start + row.num_tokens)
@@ -78,7 +82,9 @@ def _partition(rows: list[ScheduledSequence], max_waste: float) -> LengthGroups:
             closed += area
             groups.append([row])
             queries, context, area = row.num_tokens, row.start + row.num_tokens, its_cells
-    return LengthGroups(groups, Cells(real, closed + area - real))
+        longest_of_all = max(longest_of_all, context)
+    in_one = len(rows) * rows[0].num_tokens * longest_of_all if rows else 0
+    return LengthGroups(groups, Cells(real, closed + area - real), Cells(real, in_one - real))
 
 
 def fill_batch(first: int, lengths: Sequence[int], size: int, max_waste: float = MAX_PADDING_WASTE) -> list[int]:

@@ -133,7 +133,7 @@ class Scheduler:
         if not scheduled:
             return None
         grouped = group_by_length(scheduled, self.config.max_padding_waste)
-        self.stats.observe_step(len(scheduled), grouped.cells)
+        self.stats.observe_step(len(scheduled), grouped.cells, grouped.ungrouped)
         plan = self._told(grouped.groups)
         if lane.is_background:
             self._background_step = plan

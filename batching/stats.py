@@ -27,14 +27,16 @@ class WorkerStats:
     generated_tokens: int = 0
     attention_cells: int = 0
     padding_cells: int = 0
+    ungrouped_padding_cells: int = 0  # what padding would add without length buckets
     preemptions: int = 0
     step_seconds: float = 0.0
     out_of_memory: int = 0  # steps that found too little, and were done in smaller ones
     restarts: int = 0  # of its process; the others count since the last one
 
-    def observe_step(self, size: int, cells: Cells) -> None:
+    def observe_step(self, size: int, cells: Cells, ungrouped: Cells | None = None) -> None:
         self.attention_cells += cells.real
         self.padding_cells += cells.padding
+        self.ungrouped_padding_cells += ungrouped.padding if ungrouped is not None else cells.padding
         self.steps += 1
         self.batch_size_sum += size
         self.batch_size_buckets[bisect_left(BATCH_SIZE_BOUNDS, size)] += 1

@@ -56,6 +56,11 @@ def _padding_waste(measured: Measured) -> float | None:
     return engine.padding_waste if engine else None
 
 
+def _ungrouped_waste(measured: Measured) -> float | None:
+    engine = measured.run.result.engine
+    return engine.ungrouped_waste if engine else None
+
+
 def _batch_size(measured: Measured) -> float | None:
     engine = measured.run.result.engine
     return engine.batch_size if engine else None
@@ -86,6 +91,7 @@ FIGURES: dict[str, Figure] = {
         *_latency("e2el_s", "E2EL"),
         Figure("batch_size", "Batch", "seqs", _batch_size),
         Figure("padding_waste", "Padding waste", "%", _padding_waste, 100),
+        Figure("ungrouped_waste", "Without buckets", "%", _ungrouped_waste, 100),
         Figure("cached_share", "Prompt cached", "%", _cached, 100),
         Figure("roofline_share", "Of the roofline", "%", _roofline_share, 100),
     )

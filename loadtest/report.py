@@ -16,7 +16,7 @@ from loadtest.results import Table as TextTable
 from loadtest.runner import BenchResult
 
 SWEPT = ("output_tokens_per_s", "requests_per_s", "goodput_per_s", "ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s")
-OF_ENGINE = ("batch_size", "padding_waste", "roofline_share")
+OF_ENGINE = ("batch_size", "padding_waste", "ungrouped_waste", "roofline_share")
 
 
 def print_report(console: Console, report: Report) -> None:

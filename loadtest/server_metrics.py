@@ -19,6 +19,7 @@ NAMES = {
     "generated_tokens": "penstock_engine_generated_tokens_total",
     "attention_cells": "penstock_attention_cells_total",
     "padding_cells": "penstock_padding_cells_total",
+    "ungrouped_padding_cells": "penstock_ungrouped_padding_cells_total",
     "preemptions": "penstock_preemptions_total",
     "step_seconds": "penstock_engine_step_seconds_total",
 }
@@ -35,6 +36,7 @@ class EngineCounters:
     generated_tokens: float = 0
     attention_cells: float = 0
     padding_cells: float = 0
+    ungrouped_padding_cells: float = 0  # 0: the server does not tell
     preemptions: float = 0
     step_seconds: float = 0
 
@@ -52,6 +54,13 @@ class EngineCounters:
     def padding_waste(self) -> float | None:
         """Query-key pairs that padding added, as a share of those asked for."""
         return self.padding_cells / self.attention_cells if self.attention_cells else None
+
+    @property
+    def ungrouped_waste(self) -> float | None:
+        """What it would be if all lengths of a step were padded to its longest."""
+        if not self.attention_cells or self.ungrouped_padding_cells < self.padding_cells:
+            return None
+        return self.ungrouped_padding_cells / self.attention_cells
 
 
 class CounterSource(Protocol):

@@ -171,12 +171,16 @@ COUNTERS = {
     "generated_tokens": ("penstock_engine_generated_tokens", "Tokens sampled"),
     "attention_cells": ("penstock_attention_cells", "Query-key pairs asked for"),
     "padding_cells": ("penstock_padding_cells", "Query-key pairs that padding to a length bucket added"),
+    "ungrouped_padding_cells": (
+        "penstock_ungrouped_padding_cells",
+        "Query-key pairs that padding would have added without length buckets",
+    ),
     "preemptions": ("penstock_preemptions", "Sequences that lost their KV space and were computed again"),
     "out_of_memory": (
         "penstock_engine_out_of_memory",
         "Steps that found too little memory",
     ),
-    "step_seconds": ("penstock_engine_step_seconds", "Time spent waiting for steps"),
+    "step_seconds": ("penstock_engine_step_seconds", "Time that the engine worked on steps"),
     "restarts": ("penstock_worker_restarts", "Workers started again"),
 }
 

@@ -10,7 +10,16 @@ from loadtest.measure import SLO
 from loadtest.page.plots import charts
 from loadtest.results import METHOD, Report, Table, letter, machine, subject_lines
 
-TILES = ("output_tokens_per_s", "ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s", "padding_waste", "roofline_share")
+TILES = (
+    "output_tokens_per_s",
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "itl_p50_s",
+    "itl_p99_s",
+    "padding_waste",
+    "ungrouped_waste",
+    "roofline_share",
+)
 
 
 def html_page(report: Report) -> str:

@@ -5,7 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.buckets import Cells, count_cells, fill_batch, group_by_length
-from engines.steps import ScheduledSequence
+from batching.scheduler import Scheduler, SchedulerConfig
+from engines.steps import ScheduledSequence, StepResult
+from loadtest.workloads import Draw, Drawn, RequestSize, WorkloadName, take
+from tests.fakes import make_info, make_request
 
 decodes = st.tuples(st.integers(0, 5000), st.just(1))
 chunks = st.tuples(st.integers(0, 5000), st.integers(2, 600))
@@ -75,6 +78,15 @@ def test_the_longest_context_of_a_group_need_not_be_its_first():
     assert grouped.cells == count_cells(scheduled)
 
 
+@given(st.lists(st.one_of(decodes, chunks), max_size=40))
+def test_what_one_batch_of_all_would_waste_is_told(shapes):
+    scheduled = rows(shapes)
+    grouped = group_by_length(scheduled)
+    kinds = [[r for r in scheduled if r.num_tokens > 1], [r for r in scheduled if r.num_tokens == 1]]
+    assert grouped.ungrouped == sum((count_cells(kind) for kind in kinds if kind), Cells())
+    assert grouped.ungrouped.padding >= grouped.cells.padding
+
+
 def test_no_sequences_no_groups():
     grouped = group_by_length([])
     assert (grouped.groups, grouped.cells.waste) == ([], 0.0)
@@ -95,3 +107,22 @@ def test_padding_of_a_batch_stays_within_its_bound(lengths: list[int], size: int
     assert len(set(batch)) == len(batch) <= size
     members = [lengths[index] for index in batch]
     assert max(members) * len(members) <= 1.1 * sum(members) + 1e-6
+
+
+def test_padding_on_a_chat_like_mix_against_one_batch_of_all() -> None:
+    """What `penstock bench` reports, of 32 requests at a time through the scheduler."""
+    info = make_info(max_model_len=4096, max_num_seqs=32, block_size=16, num_blocks=8192, token_budget=256)
+    scheduler = Scheduler(info, SchedulerConfig())
+    workload = Drawn(WorkloadName.CHAT, RequestSize(1024, 1024), as_token_ids=True)
+    planned = list(enumerate(take(workload, 96, Draw(seed=1))))
+    while planned or scheduler.has_work:
+        while planned and scheduler.snapshot().running + len(scheduler.queue) < 32:
+            number, request = planned.pop()
+            assert not isinstance(request.prompt, str)
+            scheduler.add(make_request(f"r{number}", request.prompt, max_tokens=request.max_tokens), 0.0)
+        if (plan := scheduler.schedule(0.0)) is not None:
+            tokens = {row.sequence_id: 1 for group in plan.groups for row in group if row.samples}
+            scheduler.update(plan, StepResult(tokens))
+    stats = scheduler.stats
+    assert stats.padding_cells <= 0.10 * stats.attention_cells
+    assert stats.ungrouped_padding_cells > 0.8 * stats.attention_cells

@@ -23,6 +23,7 @@ penstock_batch_size_count{model="a",version="1"} 10
 # TYPE penstock_padding_cells counter
 penstock_padding_cells_total{model="a",version="1"} 3
 penstock_attention_cells_total{model="a",version="1"} 60
+penstock_ungrouped_padding_cells_total{model="a",version="1"} 30
 """
 
 
@@ -33,8 +34,9 @@ def test_of_the_model_asked_for(model: str, steps: int) -> None:
 
 def test_shares() -> None:
     counters = parse(TEXT, "a@1")
-    assert (counters.batch_size, counters.padding_waste) == (4, 0.05)
+    assert (counters.batch_size, counters.padding_waste, counters.ungrouped_waste) == (4, 0.05, 0.5)
     assert (EngineCounters().batch_size, EngineCounters().padding_waste) == (None, None)
+    assert EngineCounters(attention_cells=60, padding_cells=3).ungrouped_waste is None, "an older server"
 
 
 @pytest.mark.parametrize("text", ["", "# TYPE other counter\nother_total 1\n", "<html>"])
