@@ -39,8 +39,6 @@ class Engine(Protocol[PlanIn, Result]):
 class Decides(Protocol[Plan, ResultIn]):
     """`scheduler.Scheduler`, or `text_scheduler.TextScheduler`."""
 
-    stats: WorkerStats
-
     def add(self, request: GenerationRequest, now: float) -> OutputDelta | None: ...
 
     def abort(self, request_id: str) -> OutputDelta | None: ...
@@ -49,6 +47,8 @@ class Decides(Protocol[Plan, ResultIn]):
 
     def schedule(self, now: float) -> Plan | None: ...
 
+    def observe(self, plan: Plan, seconds: float) -> None: ...
+
     def update(self, plan: Plan, result: ResultIn) -> list[OutputDelta]: ...
 
     def undo(self, plan: Plan, *, was_too_large: bool) -> list[OutputDelta]: ...
@@ -56,6 +56,21 @@ class Decides(Protocol[Plan, ResultIn]):
     def pause(self, now: float) -> float | None: ...
 
     def snapshot(self) -> WorkerStats: ...
+
+
+class _Step(Generic[Plan, Result]):
+    """One that is under way."""
+
+    def __init__(self, plan: Plan, future: Future[Result]) -> None:
+        self.plan = plan
+        self.future = future
+        self.submitted = time.monotonic()
+        self.ended = self.submitted
+        future.add_done_callback(self._end)
+
+    def _end(self, _: Future[Result]) -> None:
+        """In the engine's thread: the event loop may hear of it later."""
+        self.ended = time.monotonic()
 
 
 class Batcher(Generic[Plan, Result]):
@@ -69,7 +84,8 @@ class Batcher(Generic[Plan, Result]):
         self._engine = engine
         self._scheduler = scheduler
         self._deliver = deliver
-        self._in_flight: deque[tuple[Plan, Future[Result]]] = deque()
+        self._in_flight: deque[_Step[Plan, Result]] = deque()
+        self._idle_since = 0.0  # the end of the last step: the next one, submitted before, began then
         self._wake = asyncio.Event()
 
     def add(self, request: GenerationRequest) -> None:
@@ -92,26 +108,26 @@ class Batcher(Generic[Plan, Result]):
             if not self._in_flight:
                 await self._rest()
                 continue
-            plan, future = self._in_flight.popleft()
-            started = time.monotonic()
+            step = self._in_flight.popleft()
             try:
-                result = await asyncio.wrap_future(future)
+                result = await asyncio.wrap_future(step.future)
             except OutOfMemory as error:
                 log.warning("a step found too little memory, and is done in smaller ones: %s", error)
-                await self._retreat(plan)
+                await self._retreat(step.plan)
                 continue
-            self._scheduler.stats.step_seconds += time.monotonic() - started
-            if deltas := self._scheduler.update(plan, result):
+            self._scheduler.observe(step.plan, step.ended - max(step.submitted, self._idle_since))
+            self._idle_since = step.ended
+            if deltas := self._scheduler.update(step.plan, result):
                 self._deliver(deltas)
 
     async def _retreat(self, failed: Plan) -> None:
         """What was planned behind a step that found too little memory was not run."""
         plans = [failed]
         while self._in_flight:
-            plan, future = self._in_flight.popleft()
-            plans.append(plan)
+            step = self._in_flight.popleft()
+            plans.append(step.plan)
             with contextlib.suppress(OutOfMemory):
-                await asyncio.wrap_future(future)
+                await asyncio.wrap_future(step.future)
         self._engine.resume()
         ended = [delta for plan in plans for delta in self._scheduler.undo(plan, was_too_large=plan is failed)]
         if ended:
@@ -130,4 +146,4 @@ class Batcher(Generic[Plan, Result]):
         while len(self._in_flight) < self._engine.info.steps_in_flight:
             if (plan := self._scheduler.schedule(now)) is None:
                 break
-            self._in_flight.append((plan, self._engine.submit(plan)))
+            self._in_flight.append(_Step(plan, self._engine.submit(plan)))

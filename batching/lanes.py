@@ -9,6 +9,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 
 from batching.blocks import BlockPool
+from batching.pace import MAX_PREFILLS
 from batching.sequence import Sequence, SequenceStatus
 from batching.sharing import gives_way
 from engines.types import EngineInfo
@@ -188,7 +189,7 @@ class Lanes:
             assert sequence.num_uncomputed_tokens >= 0
         for lane in lanes:
             assert all(s.request.is_background == lane.is_background for s in lane.sequences)
-            assert all(s.num_uncomputed_tokens <= 1 for s in lane.running[:-1]), "a prompt before a decode"
+            assert sum(s.num_uncomputed_tokens > 1 for s in lane.running) <= MAX_PREFILLS
             assert all(s.status is SequenceStatus.PREEMPTED for s in lane.preempted)
             assert not any(s.block_table or s.num_computed_tokens for s in lane.preempted)
 

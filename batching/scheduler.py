@@ -1,9 +1,9 @@
 """Iteration-level scheduling: what every step computes. Pure: no torch, no I/O, the time comes in as `now`.
 
 There is one kind of work: a sequence's computed tokens catch up with its known tokens. A decode is a sequence that
-is one token behind, a prefill one that is many behind, and a chunk is as much of that as the step's token budget
-leaves. Decodes go first, so that running streams keep their pace while a long prompt is worked off (Sarathi-Serve,
-arXiv:2403.02310).
+is one token behind, a prefill one that is many behind, and a chunk is as much of that as goes into the step: decodes
+go first, and what joins them is bounded by the step's token budget and by the running streams' pace (`batching.pace`),
+so that they keep it while a long prompt is worked off (Sarathi-Serve, arXiv:2403.02310).
 
 Work in the background has lanes and steps of its own (`batching.turns`), and gives up its room to everybody else.
 
@@ -18,6 +18,7 @@ from itertools import count
 from batching.buckets import MAX_PADDING_WASTE, group_by_length
 from batching.groups import SharedPrompts
 from batching.lanes import Lane, Lanes
+from batching.pace import MAX_PREFILLS, MAX_SLOWDOWN, Pace, StepLoad, share_out
 from batching.queue import AdmissionQueue
 from batching.refusals import check_request, overloaded, too_large, waited_in_vain
 from batching.sequence import Sequence, SequenceStatus
@@ -34,6 +35,7 @@ class SchedulerConfig:
     max_queue: int = 1024
     queue_timeout: float = 10.0  # seconds
     max_padding_waste: float = MAX_PADDING_WASTE
+    max_slowdown: float = MAX_SLOWDOWN  # of running streams, by others' prompts
 
 
 class Scheduler:
@@ -50,6 +52,7 @@ class Scheduler:
         self.max_model_len = min(info.max_model_len, info.num_blocks * info.block_size)
         # With less, sequences that decode could be left out of a step for as long as others run.
         self._limit = StepLimit(info.max_num_seqs, max(info.token_budget, info.max_num_seqs))
+        self._pace = Pace(info.block_size, config.max_slowdown)
         self._ids = count()
         self._turns = TurnTaking([self])
         self._background_step: StepPlan | None = None  # the one under way
@@ -154,35 +157,50 @@ class Scheduler:
         return self.lanes.background if turn is Turn.BACKGROUND else self.lanes.foreground
 
     def _schedule_lane(self, lane: Lane, budget: int, now: float) -> list[ScheduledSequence]:
+        """Decodes first; what is many tokens behind, and who waits, share what they leave."""
         if not lane.is_background and self.lanes.may_set_aside:
             self._let_in_another(lane, now)
-        scheduled = self._schedule_running(lane, budget)
-        return scheduled + self._admit(lane, budget - sum(item.num_tokens for item in scheduled), now)
-
-    def _schedule_running(self, lane: Lane, budget: int) -> list[ScheduledSequence]:
-        """Decodes first: of those that run, only the last to be admitted can have more than one token to compute,
-        since nobody is admitted in a step whose budget a prompt has used up."""
-        scheduled: dict[int, ScheduledSequence] = {}
+        decodes: dict[int, ScheduledSequence] = {}
+        prefills: list[Sequence] = []
         for sequence in tuple(lane.running):
             uncomputed = sequence.num_uncomputed_tokens
-            wanted = min(uncomputed, budget)
-            if wanted and self.lanes.make_room(sequence, wanted, scheduled):
-                scheduled[sequence.sequence_id] = self._plan(sequence, wanted, samples=wanted == uncomputed)
-                budget -= wanted
-        return list(scheduled.values())
+            if uncomputed > 1:
+                prefills.append(sequence)
+            elif uncomputed and len(decodes) < budget and self.lanes.make_room(sequence, 1, decodes):
+                decodes[sequence.sequence_id] = self._plan(sequence, 1, samples=True)
+        scheduled = list(decodes.values())
+        if prefills or lane.preempted or self.queue.num_waiting(lane.is_background):
+            scheduled += self._schedule_prefills(lane, prefills, self._room(lane, budget, len(decodes)), now)
+        return scheduled
 
-    def _admit(self, lane: Lane, budget: int, now: float) -> list[ScheduledSequence]:
-        """Start waiting sequences while there is room for them; nobody overtakes one that does not fit."""
-        scheduled = []
-        while budget > 0 and self._may_admit(lane):
+    def _room(self, lane: Lane, budget: int, num_decodes: int) -> int:
+        """For tokens of prompts. Nobody watches the pace of what runs in the background."""
+        budget -= num_decodes
+        return budget if lane.is_background else self._pace.prefill_tokens(num_decodes, budget)
+
+    def _schedule_prefills(
+        self, lane: Lane, prefills: list[Sequence], budget: int, now: float
+    ) -> list[ScheduledSequence]:
+        prefills = [s for s in prefills if s.status is SequenceStatus.RUNNING]  # a decode may have taken its blocks
+        if budget > 0:
+            self._admit(lane, prefills, budget, now)
+        wanted = [sequence.num_uncomputed_tokens for sequence in prefills]
+        return [
+            self._plan(sequence, share, samples=share == uncomputed)
+            for sequence, uncomputed, share in zip(prefills, wanted, share_out(budget, wanted), strict=True)
+            if share
+        ]
+
+    def _admit(self, lane: Lane, prefills: list[Sequence], budget: int, now: float) -> None:
+        """Start waiting sequences while there is room for them; nobody overtakes one that does not fit. A few may start
+        beyond the step's budget, so that short prompts get their share beside a long one."""
+        spare = budget - sum(sequence.num_uncomputed_tokens for sequence in prefills)
+        while (spare > 0 or len(prefills) < MAX_PREFILLS) and self._may_admit(lane):
             sequence = self._next(lane)
             if sequence is None or not self._start(sequence, now):
                 break
-            uncomputed = sequence.num_uncomputed_tokens
-            if wanted := min(uncomputed, budget):
-                scheduled.append(self._plan(sequence, wanted, samples=wanted == uncomputed))
-                budget -= wanted
-        return scheduled
+            prefills.append(sequence)
+            spare -= sequence.num_uncomputed_tokens
 
     def _let_in_another(self, lane: Lane, now: float) -> None:
         """Somebody of an account that waits for another one with more places, if no prompt is being computed."""
@@ -239,6 +257,11 @@ class Scheduler:
         sequence.num_computed_tokens += num_tokens
         sequence.num_pending_tokens += samples
         return ScheduledSequence(sequence.sequence_id, start, num_tokens, samples, sequence.block_table)
+
+    def observe(self, plan: StepPlan, seconds: float) -> None:
+        """How long the engine took for a step, from when it could begin with it."""
+        self.stats.step_seconds += seconds
+        self._pace.observe(StepLoad.of(plan), seconds)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[OutputDelta]:
         """Take a step's tokens; the answer has what it added to each request."""

@@ -53,6 +53,13 @@ class SharedScheduler:
         """When nothing can be scheduled: in how many seconds that may change by itself. None: it does not."""
         return self._turns.pause(now)
 
+    def observe(self, plan: AnyPlan, seconds: float) -> None:
+        """How long the engine took for it, from when it could begin with it."""
+        if isinstance(plan, TextBatch):
+            self._texts.observe(plan, seconds)
+        else:
+            self._sequences.observe(plan, seconds)
+
     def update(self, plan: AnyPlan, result: Any) -> list[OutputDelta]:
         """Take what the engine made of a plan: a StepResult, or a TextBatch's vectors."""
         if isinstance(plan, TextBatch):

@@ -187,6 +187,10 @@ class TextScheduler:
         self.queue.charge(owner.request, input_tokens=num_tokens)
         self.stats.prefill_tokens += num_tokens
 
+    def observe(self, batch: TextBatch, seconds: float) -> None:
+        """How long the engine took for a batch."""
+        self.stats.step_seconds += seconds
+
     def update(self, batch: TextBatch, vectors: list[bytes]) -> list[OutputDelta]:
         """A delta for each request that the oldest batch in flight held texts of, unless it was aborted meanwhile."""
         self._limit.passed()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from batching.buckets import count_cells
+from batching.pace import Pace, StepLoad
 from batching.scheduler import Scheduler, SchedulerConfig
 from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engines.types import (
@@ -221,6 +222,17 @@ class PaperEngine:
         return token
 
 
+class WatchedPace(Pace):
+    """Remembers its last answer: how many tokens the step may have."""
+
+    allowed = FAR
+
+    def prefill_tokens(self, num_decodes: int, budget: int) -> int:
+        answer = super().prefill_tokens(num_decodes, budget)
+        self.allowed = num_decodes + answer
+        return answer
+
+
 @dataclass
 class _Step:
     plan: StepPlan
@@ -237,9 +249,11 @@ class Simulation:
     clock: FakeClock = field(default_factory=FakeClock)
     lazy: bool = False  # the engine runs a step as late as it can, instead of as soon
     starves: bool = False  # the next step finds too little memory
+    seconds: Callable[[StepLoad], float] | None = None  # that a step takes; None: nobody measures it
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.info, self.config)
+        self.pace = self.scheduler._pace = WatchedPace(self.info.block_size)
         self.engine = PaperEngine(self.info, self.config.max_padding_waste)
         self.in_flight: deque[_Step] = deque()
         self.requests: dict[str, GenerationRequest] = {}
@@ -269,6 +283,7 @@ class Simulation:
         if len(self.in_flight) >= self.info.steps_in_flight:
             return None
         self._take(self.scheduler.expire(self.clock.now))
+        self.pace.allowed = FAR
         plan = self.scheduler.schedule(self.clock.now)
         self.scheduler.check_integrity()
         if plan is None:
@@ -278,6 +293,8 @@ class Simulation:
             if waits and pause:
                 self.clock.advance(pause + 1e-9)
         else:
+            num_tokens = sum(row.num_tokens for group in plan.groups for row in group)
+            assert num_tokens <= self.pace.allowed, "more than goes with the pace"
             self.in_flight.append(self._submitted(plan))
         return plan
 
@@ -300,6 +317,8 @@ class Simulation:
             self._retreat(step)
         else:
             result = step.result or self.engine.execute(step.plan)
+            if self.seconds is not None:
+                self.scheduler.observe(step.plan, self.seconds(StepLoad.of(step.plan)))
             self._take(self.scheduler.update(step.plan, result))
 
     def _retreat(self, failed: _Step) -> None:

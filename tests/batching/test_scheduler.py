@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batching.pace import StepLoad
 from batching.scheduler import Scheduler, SchedulerConfig
 from engines.types import BACKGROUND_PRIORITY, ErrorCode, FinishReason, GenerationRequest
 from tests.fakes import FOREVER, Simulation, make_info, make_request, oracle_token
@@ -56,6 +57,10 @@ actions = st.one_of(
 )
 
 
+def linear(fixed: float, decode: float, prefill: float) -> Callable[[StepLoad], float]:
+    return lambda load: fixed + decode * load.num_decodes + prefill * load.num_prefill_tokens
+
+
 @settings(max_examples=250, deadline=None)
 @given(
     script=st.lists(actions, max_size=80),
@@ -67,14 +72,27 @@ actions = st.one_of(
     queue_timeout=st.sampled_from([2.0, FOREVER]),
     max_waste=st.sampled_from([0.0, 0.1, 1.0]),
     lazy=st.booleans(),
+    step_seconds=st.sampled_from([None, (0.1, 0.01, 0.001), (0.01, 0.0, 0.01), (0.001, 0.0, 0.1)]),
 )
 def test_every_request_ends_once_with_the_right_answer(
-    script, num_blocks, token_budget, max_num_seqs, steps_in_flight, max_queue, queue_timeout, max_waste, lazy
+    script,
+    num_blocks,
+    token_budget,
+    max_num_seqs,
+    steps_in_flight,
+    max_queue,
+    queue_timeout,
+    max_waste,
+    lazy,
+    step_seconds,
 ):
+    """`step_seconds`: of any step, for each decode in it, for each token of a prompt."""
     info = make_info(
         num_blocks=num_blocks, token_budget=token_budget, max_num_seqs=max_num_seqs, steps_in_flight=steps_in_flight
     )
     simulation = Simulation(info, SchedulerConfig(max_queue, queue_timeout, max_waste), lazy=lazy)
+    if step_seconds is not None:
+        simulation.seconds = linear(*step_seconds)
     for number, action in enumerate(script):
         if callable(action):
             for request in action(f"r{number}", simulation.clock.now):
@@ -101,6 +119,8 @@ def test_long_runs_under_pressure(seed, shortage):
         steps_in_flight=rng.choice([1, 2, 3]),
     )
     simulation = Simulation(info, SchedulerConfig(queue_timeout=rng.choice([20, FOREVER])), lazy=rng.random() < 0.5)
+    if seed % 2:
+        simulation.seconds = lambda load: rng.lognormvariate(0, 0.5) * linear(0.01, 0.001, 0.005)(load)
     for number in range(120):
         request = random_request(rng, f"r{number}", simulation)
         for i in range(rng.choice([1, 1, 3])):
