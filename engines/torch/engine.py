@@ -15,6 +15,8 @@ from engines.steps import StepPlan, StepResult, TextBatch
 from engines.torch import loader, memory
 from engines.torch.backend import AttentionBackend, KVSize
 from engines.torch.backends import backend_for
+from engines.torch.cpu.attention import KernelBackend
+from engines.torch.cpu.model import use_kernels
 from engines.torch.loader import LoadedModel
 from engines.torch.model_runner import ModelRunner
 from engines.torch.quantize import Int8Config, describe
@@ -46,6 +48,8 @@ class TorchEngine(ThreadedStepEngine):
         int8 = Int8Config() if config.quantize == "int8" else None
         loaded = loader.load(config.path, config.dtype, device, int8)
         backend = backend_for(device, loaded.model.dtype, options.block_size)
+        self._weights = describe(loaded.model)
+        self._kernels = use_kernels(loaded.model, loaded.layers) if backend is KernelBackend else "torch's layers"
         capacity = plan_capacity(config, _kv_space(options, loaded, backend))
         size = KVSize(capacity.num_blocks, options.block_size, loaded.model.dtype, loaded.model.device)
         self._attention = backend(loaded.layers, size)
@@ -91,9 +95,8 @@ class TorchEngine(ThreadedStepEngine):
 
     def _describe(self, loaded: LoadedModel) -> str:
         return (
-            f"torch {torch.__version__} {type(loaded.model).__name__} {describe(loaded.model)} "
-            f"on {loaded.model.device.type}, "
-            f"{self._num_threads} threads, attention by {self._attention.name}, "
+            f"torch {torch.__version__} {type(loaded.model).__name__} {self._weights} on {loaded.model.device.type}, "
+            f"{self._num_threads} threads, {self._kernels}, attention by {self._attention.name}, "
             f"KV {self._attention.num_bytes / 2**20:.0f} MiB, "
             + (f"{self._texts.pooling} pooling" if self._texts is not None else "no embeddings")
         )

@@ -99,6 +99,11 @@ class PackedWeight:
         self._by_reference = ctypes.byref(self.c)
 
     @property
+    def padded_inputs(self) -> int:
+        """Of a quantized row."""
+        return -(-self.inputs // _INT8_CHUNK) * _INT8_CHUNK
+
+    @property
     def nbytes(self) -> int:
         kept = (
             (self.packed, self.scales, self.sums)
@@ -129,7 +134,7 @@ class PackedWeight:
     def _scratch(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_int8:
             return torch.empty(0), torch.empty(0)
-        return torch.empty(rows * -(-self.inputs // 64) * 64, dtype=torch.int8), torch.empty(rows)
+        return torch.empty(rows * self.padded_inputs, dtype=torch.int8), torch.empty(rows)
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The matrix's rows `ids` [...], as an embedding reads them: [..., inputs]. bfloat16 weights stay bfloat16."""
@@ -155,11 +160,14 @@ class PackedLinear(nn.Module):
 
 
 class PackedEmbedding(nn.Module):
-    """An nn.Embedding over a packed weight, which the model's head may share."""
+    """An nn.Embedding over a packed weight, which the model's head may share. Its vectors are of `dtype`, times
+    `multiplier`."""
 
-    def __init__(self, weight: PackedWeight, dtype: torch.dtype) -> None:
+    def __init__(self, weight: PackedWeight, dtype: torch.dtype, multiplier: float = 1.0) -> None:
         super().__init__()
         self.weight, self._dtype = weight, dtype
+        self._multiplier = None if multiplier == 1.0 else torch.tensor(multiplier, dtype=dtype)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.weight.rows(ids, self._dtype)
+        vectors = self.weight.rows(ids, self._dtype)
+        return vectors if self._multiplier is None else vectors * self._multiplier

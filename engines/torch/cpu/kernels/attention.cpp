@@ -424,6 +424,19 @@ template <typename T> static void attend(const Step& step, const AttentionCall& 
     });
 }
 
+template <typename T> struct Planned : PlannedAttention {
+    Planned(const Step& step, const AttentionCall& call, int threads) : attention(step, call, threads) {}
+    void run(int thread, Team& team) override {
+        attention.run(thread, team.threads, [&] { team.wait(); });
+    }
+    Attention<T> attention;
+};
+
+std::unique_ptr<PlannedAttention> plan_attention(const Step& step, const AttentionCall& call, int threads) {
+    if (call.dtype == BFLOAT16) return std::make_unique<Planned<bf16>>(step, call, threads);
+    return std::make_unique<Planned<float>>(step, call, threads);
+}
+
 }  // namespace penstock
 
 using namespace penstock;

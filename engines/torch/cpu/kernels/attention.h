@@ -1,6 +1,9 @@
 #pragma once
 
+#include <memory>
+
 #include "common.h"
+#include "team.h"
 
 namespace penstock {
 
@@ -69,5 +72,13 @@ void write_keys(const Pool<T>& pool, const AttentionCall& call, const int64_t* t
         for (int64_t d = 0; d < call.value_dim; ++d) line[d * PAIR] = value[d];
     }
 }
+
+// One layer's attention, for a team of threads that is there already. It refers to what it was planned from.
+struct PlannedAttention {
+    virtual ~PlannedAttention() = default;
+    virtual void run(int thread, Team& team) = 0;
+};
+// Throws std::bad_alloc. Scratch memory belongs to the calling thread, and to its latest plan alone.
+std::unique_ptr<PlannedAttention> plan_attention(const Step& step, const AttentionCall& call, int threads);
 
 }  // namespace penstock
