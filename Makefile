@@ -10,7 +10,8 @@ SBIN := :/usr/sbin
 # A file that a failed line left behind would pass for a made one.
 .DELETE_ON_ERROR:
 
-.PHONY: setup serve test test-servers test-triton test-clients lint format docs bench bench-peers bench-triton soak train clean
+.PHONY: setup serve test test-servers test-triton test-clients lint format docs
+.PHONY: bench bench-gateway bench-peers bench-triton soak train clean
 
 setup: .venv/.installed
 
@@ -109,6 +110,18 @@ bench: setup
 
 bench-peers: setup .peers/llama/.installed .peers/transformers/.installed
 	$(BIN)/python -m loadtest.peers.bench $(ARGS)
+
+# What the gateway costs by itself, against the fake engine; LiteLLM's proxy under the same load, in an environment of its
+# own. About five minutes, on cores that nothing else uses.
+LITELLM := litellm[proxy]==1.106.2
+.peers/litellm/.installed: | setup
+	$(BIN)/python -m venv .peers/litellm
+	.peers/litellm/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 '$(LITELLM)'
+	@touch $@
+
+bench-gateway: setup
+	@$(MAKE) --no-print-directory .peers/litellm/.installed || echo "No LiteLLM here: measured without it."
+	$(BIN)/python -m loadtest.gateway --litellm .peers/litellm/bin/litellm $(ARGS)
 
 # What grouping by length does for a model that Triton batches, on the real Triton of the tests.
 bench-triton: setup .triton/.installed

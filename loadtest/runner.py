@@ -115,7 +115,7 @@ def run_bench(config: BenchConfig, on_progress: OnProgress) -> BenchResult:
     """A whole run on a loop of its own. Ctrl-C ends it early with `interrupted` set. Raises BenchError."""
     result = BenchResult(config)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(drive(result, on_progress))
     except KeyboardInterrupt:
         result.interrupted = True
@@ -185,7 +185,7 @@ def _planned(config: BenchConfig, count: int, stream: Stream) -> list[PlannedReq
     return take(config.workload, count, Draw(config.seed, stream, config.variant))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where it is installed: less of the generator's own time in the numbers."""
     try:
         import uvloop
