@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import Protocol
+
+import msgspec
 
 from batching.protocol import Action, Control, Controlled
 from engines.base import EngineError
@@ -82,7 +83,7 @@ class Departure:
         """An abort of ours is no wish of its client's. What was computed is still charged."""
         if self._cut is None or delta.finish_reason is not FinishReason.ABORT:
             return delta
-        return replace(delta, finish_reason=FinishReason.ERROR, error=self._cut)
+        return msgspec.structs.replace(delta, finish_reason=FinishReason.ERROR, error=self._cut)
 
     async def _until_nothing_is_left(self) -> None:
         while self._left or not self._is_sent():  # noqa: ASYNC110 - requests should not pay for being watched

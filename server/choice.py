@@ -8,6 +8,8 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from engines.types import FinishReason, OutputDelta, SamplingParams
 from server.job import PreparedPrompt
 from server.text.answer import AnswerPiece, AnswerStream, CallPiece, joined
@@ -15,8 +17,7 @@ from server.text.logprobs import ToldToken
 from server.wire.common import Answer, Call
 
 
-@dataclass(slots=True, frozen=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """What became known of one choice: text to send, or vectors by the index of a text, and how it ended if it did
     (`stop`: at this stop string).
 
@@ -29,7 +30,7 @@ class Piece:
     reasoning: str = ""
     calls: tuple[CallPiece, ...] = ()
     is_anew: bool = False
-    vectors: dict[int, bytes] = field(default_factory=dict)
+    vectors: dict[int, bytes] = {}
     stop: str | None = None
     tokens: tuple[ToldToken, ...] | None = None  # None: nobody asked for them
     mean_logprob: float | None = None  # of all tokens of a choice that ends here, where they are known
@@ -249,7 +250,8 @@ class Choice:
         if not self.prompt.only_prompt:
             self.num_output += self._num_tokens(delta)
             self.token_ids.extend(delta.token_ids)
-            self.logprob += sum(told.logprob for told in delta.logprobs)
+            for told in delta.logprobs:
+                self.logprob += told.logprob
         # To an engine that goes on with an answer, the tokens before are part of the prompt.
         self.num_computed = max(self.num_computed, min(delta.computed_tokens, len(self.prompt.token_ids)))
 

@@ -6,10 +6,10 @@ Everything that it holds (its lease, its place in a worker, its receivers) is le
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from typing import TYPE_CHECKING, Self
+from operator import attrgetter
+from typing import Self
 
 from batching.client import RESTART_HINT_MS
 from engines.types import FinishReason, OutputDelta, RequestError, Usage
@@ -22,10 +22,10 @@ from server.generation import Generation, Resources, deadline_of, too_long
 from server.job import Job
 from server.shielded import to_the_end
 from server.store.records import UsageRecord
+from server.time_limit import TimeLimit
 from server.work import Placed, Terms, Work
 
-if TYPE_CHECKING:
-    pass
+IS_DONE = attrgetter("is_done")  # asked at every token, where a generator would cost as much as the answer
 
 
 class Computation(Admitted, Generation):
@@ -45,6 +45,7 @@ class Computation(Admitted, Generation):
         self._last_sign = 0.0  # of life, for which the engines have a time
         self._deadline = deadline_of(job, resources.timeouts)
         salt = resources.cache_salt(job.caller.principal)
+        self._limit = TimeLimit()
         self._work = Work(job, Terms(self._deadline, salt, resources.retries, resources.metrics))
 
     async def __aenter__(self) -> Self:
@@ -68,7 +69,7 @@ class Computation(Admitted, Generation):
 
     @property
     def is_done(self) -> bool:
-        return all(choice.is_done for choice in self._work.choices)
+        return all(map(IS_DONE, self._work.choices))
 
     @property
     def usage(self) -> Usage:
@@ -78,7 +79,7 @@ class Computation(Admitted, Generation):
         ends = time.monotonic() + patience
         while True:
             self._check()
-            if pieces := self._take_all():
+            if self._work.ready.is_set() and (pieces := self._take_all()):
                 break
             if self._failure is None and not await self._wait(ends - time.monotonic()):
                 return []
@@ -128,7 +129,7 @@ class Computation(Admitted, Generation):
         silence_ends = self._last_sign + self._step_timeout
         remaining = min(self._deadline, silence_ends) - time.monotonic()
         try:
-            async with asyncio.timeout(min(patience, remaining)):
+            with self._limit(min(patience, remaining)):
                 await self._work.ready.wait()
         except TimeoutError:  # no clock is asked again: timers may be early by a millisecond
             if self._work.ready.is_set():  # we were late, not the engine
@@ -173,6 +174,7 @@ class Computation(Admitted, Generation):
         await to_the_end(self._close(error))
 
     async def _close(self, error: BaseException | None) -> None:
+        self._limit.close()
         if not self._admission.is_held:  # refused: nothing is held
             return
         try:

@@ -24,6 +24,7 @@ from server.choice import Piece
 from server.errors import APIError, ServerError, SlowReader
 from server.generation import Generation
 from server.off_loop import off_loop_if, tells_much
+from server.time_limit import TimeLimit
 from server.wire.common import Answer, ChunkEncoder, ResponseHead, encode
 
 PING = b": ping\n\n"
@@ -168,13 +169,15 @@ class EventStream(Response):
         self._events = events
         self._keep_alive = keep_alive
         self._write_timeout = write_timeout
+        self._limit = TimeLimit()
         self._last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(SlowReader):  # the server closes the connection of an answer that does not end
+        # The server closes the connection of an answer that does not end.
+        with contextlib.suppress(SlowReader), contextlib.closing(self._limit):
             async with ClientWatch(receive):
                 await self._answer(send)
-                await in_time(self._write_timeout, send({"type": "http.response.body", "body": b""}))
+                await in_time(self._limit(self._write_timeout), send({"type": "http.response.body", "body": b""}))
 
     async def _answer(self, send: Send) -> None:
         async with self._generation as generation, self._events as events:
@@ -217,7 +220,7 @@ class EventStream(Response):
         await self._send(send, unsent + failure)
 
     async def _events_of(self, pieces: list[Piece]) -> bytes:
-        return await off_loop_if(tells_much(pieces), lambda: self._events.of(pieces))
+        return await asyncio.to_thread(self._events.of, pieces) if tells_much(pieces) else self._events.of(pieces)
 
     def _ping(self, pieces: list[Piece]) -> bytes:
         """For a stream that has nothing to say: no token came, or their text has been held back for long."""
@@ -227,13 +230,14 @@ class EventStream(Response):
     async def _send(self, send: Send, data: bytes) -> None:
         if data:
             self._last_sent = time.monotonic()
-            await in_time(self._write_timeout, send({"type": "http.response.body", "body": data, "more_body": True}))
+            sending = send({"type": "http.response.body", "body": data, "more_body": True})
+            await in_time(self._limit(self._write_timeout), sending)
 
 
-async def in_time(seconds: float, sending: Awaitable[None]) -> None:
+async def in_time(limit: TimeLimit, sending: Awaitable[None]) -> None:
     """A client that takes nothing for too long loses its connection: raises SlowReader."""
     try:
-        async with asyncio.timeout(seconds):
+        with limit:
             await sending
     except TimeoutError:
         raise SlowReader("The client does not read its answer.") from None

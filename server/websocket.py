@@ -20,6 +20,7 @@ from server.job import Caller
 from server.refusals import log_refusal
 from server.services import Services
 from server.streaming import in_time
+from server.time_limit import TimeLimit
 from server.wire.common import encode, new_id
 from server.wire.response_events import error_frame
 
@@ -73,6 +74,8 @@ class Socket(ABC):
         self._websocket = websocket
         self._services = services
         self._write_timeout = services.settings.timeouts.write
+        self._write_limit = TimeLimit()
+        self._sending = asyncio.Lock()  # one frame at a time, so one limit is enough
         self._num_open = 0
 
     async def serve(self) -> None:
@@ -91,6 +94,8 @@ class Socket(ABC):
             logs.unexpected("a WebSocket failed")
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it may be closed
                 await self._websocket.close(INTERNAL_ERROR)
+        finally:
+            self._write_limit.close()
 
     async def _receive(self, message: Message) -> None:
         if message["type"] == "websocket.disconnect":
@@ -157,7 +162,8 @@ class Socket(ABC):
         """Raises SlowReader, or WebSocketDisconnect when the connection is closed or closing."""
         for frame in frames:
             try:
-                await in_time(self._write_timeout, self._websocket.send_text(frame.decode()))
+                async with self._sending:
+                    await in_time(self._write_limit(self._write_timeout), self._websocket.send_text(frame.decode()))
             except RuntimeError:  # how starlette and uvicorn say that it was closed from our side
                 raise WebSocketDisconnect(ABNORMAL_CLOSURE) from None
 

@@ -6,7 +6,6 @@ and recorded as a request of its own that uses no tokens.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
 from typing import Self
@@ -25,6 +24,7 @@ from server.errors import APIError, from_engine
 from server.generation import Generation, Resources, deadline_of, too_long
 from server.job import Job
 from server.shielded import to_the_end
+from server.time_limit import TimeLimit
 from server.wire.common import Answer
 
 _BEGUN_AGAIN = RequestError(ErrorCode.ENGINE_FAILED, "The engine failed, and the answer had begun already.")
@@ -57,6 +57,7 @@ class CachedGeneration(Admitted, Generation):
         self._terms = terms
         self._key = cache.key(job)
         self._deadline = deadline_of(job, resources.timeouts)
+        self._limit = TimeLimit()
         self._source: Source | None = None
         self._result = Result.MISS
         self._admission = Admission(resources.entitlement, job, 0)  # of one that computes nothing itself
@@ -155,7 +156,7 @@ class CachedGeneration(Admitted, Generation):
         """Whether something arrived, or the request has taken too long."""
         remaining = self._deadline - time.monotonic()
         try:
-            async with asyncio.timeout(min(patience, remaining)):
+            with self._limit(min(patience, remaining)):
                 await source.ready.wait()
         except TimeoutError:  # no clock is asked again: timers may be early by a millisecond
             if not source.ready.is_set() and patience < remaining:
@@ -189,6 +190,7 @@ class CachedGeneration(Admitted, Generation):
         await to_the_end(self._close(error))
 
     async def _close(self, error: BaseException | None) -> None:
+        self._limit.close()
         usage = self.usage if self._given else Usage()
         try:
             if self._source is not None:

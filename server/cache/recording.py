@@ -28,7 +28,7 @@ class Recording:
 
 def record(pieces: Sequence[Piece], usage: Usage) -> Recording:
     """Of all pieces of a finished answer."""
-    return Recording([replace(piece, is_anew=False) for piece in compact(pieces)], usage)
+    return Recording([msgspec.structs.replace(piece, is_anew=False) for piece in compact(pieces)], usage)
 
 
 def replayed(usage: Usage) -> Usage:

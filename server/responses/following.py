@@ -16,6 +16,7 @@ from server.reachable import database_reached
 from server.responses.background import Run
 from server.store.responses import StoredResponse
 from server.streaming import EVENT_STREAM_HEADERS, PING, ClientWatch, in_time
+from server.time_limit import TimeLimit
 from server.wire.common import encode
 from server.wire.response_body import LIVE
 from server.wire.response_events import DONE, ErrorEvent, event_head, frame
@@ -114,14 +115,15 @@ class FollowedResponse(Response):
         self._obfuscate = obfuscate
         self._keep_alive = keep_alive
         self._write_timeout = write_timeout
+        self._limit = TimeLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(SlowReader):
+        with contextlib.suppress(SlowReader), contextlib.closing(self._limit):
             async with ClientWatch(receive):
                 raw = [(name.encode(), value.encode()) for name, value in self._raw.items()]
                 await send({"type": "http.response.start", "status": 200, "headers": raw})
                 await self._follow(send)
-                await in_time(self._write_timeout, send({"type": "http.response.body", "body": b""}))
+                await in_time(self._limit(self._write_timeout), send({"type": "http.response.body", "body": b""}))
 
     async def _follow(self, send: Send) -> None:
         try:
@@ -140,4 +142,5 @@ class FollowedResponse(Response):
         return b"".join(frame(event, obfuscate=self._obfuscate) for event in events)
 
     async def _send(self, send: Send, data: bytes) -> None:
-        await in_time(self._write_timeout, send({"type": "http.response.body", "body": data, "more_body": True}))
+        sending = send({"type": "http.response.body", "body": data, "more_body": True})
+        await in_time(self._limit(self._write_timeout), sending)

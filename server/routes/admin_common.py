@@ -34,7 +34,7 @@ class AdminServices(HasSettings, Protocol):
     def ledger(self) -> Ledger: ...
 
 
-def services_of(request: Request) -> AdminServices:
+async def services_of(request: Request) -> AdminServices:
     """The only place here that knows where the application keeps them."""
     return cast(AdminServices, request.app.state.penstock)
 

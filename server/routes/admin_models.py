@@ -36,7 +36,7 @@ class ModelServices(HasSettings, Protocol):
     def control(self) -> ModelControl: ...
 
 
-def services_of(request: Request) -> ModelServices:
+async def services_of(request: Request) -> ModelServices:
     return cast(ModelServices, request.app.state.penstock)
 
 

@@ -38,11 +38,16 @@ def services_of(connection: HTTPConnection) -> Services:
     return cast(Services, connection.app.state.penstock)
 
 
-CurrentServices = Annotated[Services, Depends(services_of)]
+async def current_services(connection: HTTPConnection) -> Services:
+    """A dependency that is no coroutine would be called in a thread: two switches for every request."""
+    return services_of(connection)
+
+
+CurrentServices = Annotated[Services, Depends(current_services)]
 CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
 
 
-def current_caller(request: Request, principal: CurrentPrincipal) -> Caller:
+async def current_caller(request: Request, principal: CurrentPrincipal) -> Caller:
     inner = inner_of(request)
     return Caller(
         features=inner.features if inner else frozenset(),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from engines.types import TokenLogprobs
 from server.text.formats.events import Arguments, CallBegin, Content, Event, Reader, Reasoning, merged
 from server.text.logprobs import Part, TokenTeller
@@ -22,8 +24,7 @@ class CallPiece:
     name: str | None = None
 
 
-@dataclass(slots=True, frozen=True)
-class AnswerPiece:
+class AnswerPiece(msgspec.Struct, frozen=True):
     text: str = ""
     reasoning: str = ""
     calls: tuple[CallPiece, ...] = ()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from server.text.detokenizer import IncrementalDetokenizer
 from server.text.stop import StopMatcher
 
 
-@dataclass(slots=True)
-class TextPiece:
+class TextPiece(msgspec.Struct, frozen=True):
     """Text to send. `stop`: this stop string was found, this is the last text, the engine can be aborted."""
 
     text: str

@@ -14,11 +14,11 @@ from engines.types import (
     RequestError,
 )
 from quota.levels import Dimension
-from server import computation as module
 from server import work as work_module
 from server.errors import APIError, DeadlineExceeded, Overloaded, RateLimited
 from server.generation import Generation
 from server.settings_sections import TimeoutSettings
+from server.time_limit import TimeLimit
 from tests.server.house import (
     ANSWER,
     NUM_TOKENS,
@@ -294,8 +294,7 @@ async def test_memory_does_not_grow_with_traffic() -> None:
 async def test_a_timer_that_is_early_is_no_patience_that_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """uvloop's are, by up to a millisecond. An empty answer would begin a stream that can only fail."""
     monkeypatch.setattr(work_module, "ABORT_PATIENCE", 0.01)
-    timeout = asyncio.timeout
-    monkeypatch.setattr(module.asyncio, "timeout", lambda delay: timeout(min(delay, 0.01)))
+    monkeypatch.setattr(TimeLimit, "__call__", lambda limit, seconds, exact=TimeLimit.__call__: exact(limit, 0.01))
     house = House(PaperWorker(hangs_at=0), timeouts=TimeoutSettings(first_token=1))
     async with house.generation() as generation:
         with pytest.raises(Overloaded):

@@ -15,6 +15,7 @@ from server.choice import Piece
 from server.errors import APIError, Overloaded, SlowReader
 from server.generation import Generation
 from server.streaming import DONE, PING, ChunkEvents, ClientWatch, EventStream, FrameSource, WholeAnswer, in_time, sse
+from server.time_limit import TimeLimit
 from server.wire.chat_answer import ChatChunkEncoder, chat_completion
 from server.wire.common import Answer, ResponseHead
 
@@ -324,6 +325,6 @@ async def test_in_time() -> None:
     ]
     for send, expected in sending:
         with pytest.raises(expected):
-            await in_time(0.01, send())
-    await in_time(60, asyncio.sleep(0))
+            await in_time(TimeLimit()(0.01), send())
+    await in_time(TimeLimit()(60), asyncio.sleep(0))
     assert issubclass(SlowReader, APIError)
