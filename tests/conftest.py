@@ -18,6 +18,10 @@ from tests.postgres_server import PostgresServer
 from tests.quota.redis_server import WHY_NOT, RedisServer, is_installed
 from tests.triton_server import MODELS, TritonServer, running_triton
 
+# Without a GPU, Triton's kernels run in its interpreter. It asks when it is imported, and transformers imports it.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # Time says nothing on a shared machine. `make soak` asks for the long run.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("soak", settings.get_profile("default"), max_examples=5000)

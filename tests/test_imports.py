@@ -28,6 +28,7 @@ HOMES = {
     "redis": ("quota/redis.py", "server/store/"),
     "torch": ("engines/torch/", "loadtest/peers/inside/"),
     "transformers": ("engines/torch/", "loadtest/peers/inside/"),
+    "triton": ("engines/torch/gpu/",),
     "onnxruntime": ("engines/onnx/",),
     "onnx": ("engines/onnx/",),
     "tritonclient": ("engines/triton/",),
