@@ -61,11 +61,11 @@ class SequenceSampler:
         self.temperature = max(params.temperature, _MIN_TEMPERATURE)
         self._random = None if self.greedy else _generator(params.seed, len(output_token_ids))
         self._num_generated = 0
-        self._bias_ids, self._bias = _bias_arrays(params.logit_bias, vocab_size)
-        self._banned = np.array([t for t in params.stop_token_ids if 0 <= t < vocab_size], dtype=np.int64)
+        self.bias_ids, self.bias = _bias_arrays(params.logit_bias, vocab_size)
+        self.banned = np.array([t for t in params.stop_token_ids if 0 <= t < vocab_size], dtype=np.int64)
         self._counts = self._initial_counts(prompt_token_ids)
-        bans = params.min_tokens > 0 and self._banned.size > 0
-        self.adjusts = self._counts is not None or self._bias_ids.size > 0 or bans or grammar is not None
+        bans = params.min_tokens > 0 and self.banned.size > 0
+        self.adjusts = self._counts is not None or self.bias_ids.size > 0 or bans or grammar is not None
         for token in output_token_ids:
             self._count(token)
 
@@ -88,9 +88,9 @@ class SequenceSampler:
         """Apply penalties, bias, bans and the grammar's mask to one row of logits, in place."""
         if self._counts is not None:
             penalize(row, self._counts, self.params)
-        row[self._bias_ids] += self._bias
+        row[self.bias_ids] += self.bias
         if self._num_generated < self.params.min_tokens:
-            row[self._banned] = -np.inf
+            row[self.banned] = -np.inf
         if self.grammar is not None:
             self.grammar.mask(row)
 
@@ -152,6 +152,9 @@ class Sampler:
         self._states[sequence_id] = SequenceSampler(
             prompt_token_ids, params, self._vocab_size, output_token_ids, grammar
         )
+
+    def state(self, sequence_id: int) -> SequenceSampler:
+        return self._states[sequence_id]
 
     def remove(self, sequence_id: int) -> None:
         self._states.pop(sequence_id, None)

@@ -41,7 +41,8 @@ class ReferenceAttention:
         table = self._memory.tables[rows.slots[part.start], : -(-count // size)].long()
         exact = torch.promote_types(call.query.dtype, torch.float32)
         keys, values = (pool[table].flatten(0, 1)[:count].to(exact) for pool in (layer.keys, layer.values))
-        query = call.query[0, :, part].to(exact).unflatten(0, (keys.shape[1], -1))  # [kv_heads, group, queries, dim]
+        query = call.query[0, :, part].to(exact)
+        query = query.reshape(keys.shape[1], -1, *query.shape[1:])  # [kv_heads, group, queries, dim]
         scores = torch.einsum("hgqd,khd->hgqk", query, keys) * call.scaling
         if call.softcap is not None:
             scores = torch.tanh(scores / call.softcap) * call.softcap
