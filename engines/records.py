@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.constraint import MatcherSource
-from engines.sampling import Sampler
+from engines.sampling import Sampler, SequenceSampler
 from engines.steps import ScheduledSequence, StepPlan, StepResult
 
 IntArray = NDArray[np.int64]
@@ -59,6 +59,9 @@ class SequenceRecords:
 
     def __getitem__(self, sequence_id: int) -> SequenceRecord:
         return self._records[sequence_id]
+
+    def sampling(self, sequence_id: int) -> SequenceSampler:
+        return self._sampler.state(sequence_id)
 
     def take_over(self, plan: StepPlan) -> None:
         """Sequences that come, go, or have lost their blocks before this step."""

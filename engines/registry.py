@@ -19,9 +19,9 @@ def _torch(config: EngineConfig) -> StepEngine | VectorEngine:
         from engines.torch.embedder import TorchVectorEngine
 
         return TorchVectorEngine(config, task)
-    from engines.torch.engine import TorchEngine
+    from engines.torch.engine import open_engine
 
-    return TorchEngine(config)
+    return open_engine(config)
 
 
 def _onnx(config: EngineConfig) -> StepEngine | VectorEngine:

@@ -31,7 +31,7 @@ class TorchOptions:
     threads: int = 0  # of the CPU's matrix products; default: all cores
     kv_memory_bytes: int = 0
     num_blocks: int = 0  # instead of kv_memory_bytes
-    token_budget: int = 0  # tokens a step; default 256 on CPU, 512 on a GPU
+    token_budget: int = 0  # tokens a step; default 256 on a CPU, 2048 on a GPU
     block_size: int = 16  # tokens
 
 
@@ -100,6 +100,15 @@ class TorchEngine(ThreadedStepEngine):
             f"KV {self._attention.num_bytes / 2**20:.0f} MiB, "
             + (f"{self._texts.pooling} pooling" if self._texts is not None else "no embeddings")
         )
+
+
+def open_engine(config: EngineConfig) -> ThreadedStepEngine:
+    """The one for this machine's GPU, where there is one. Raises EngineError."""
+    if not torch.cuda.is_available():
+        return TorchEngine(config)
+    from engines.torch.gpu.engine import GpuEngine  # a CPU does without
+
+    return GpuEngine(config)
 
 
 def _kv_space(options: TorchOptions, loaded: LoadedModel, backend: type[AttentionBackend]) -> KVSpace:

@@ -1,8 +1,6 @@
-"""Paged attention on a GPU: how its kernels are launched, and what a forward pass carries down to its layers."""
+"""Paged attention by the kernels: how they are launched. Imported only where they run."""
 
 from __future__ import annotations
-
-from typing import Any, Protocol
 
 import torch
 from triton import next_power_of_2
@@ -14,26 +12,6 @@ from engines.torch.gpu.kv_cache import LayerMemory, PagedMemory, StepRows
 MAX_SPLITS = 32
 _MIN_DOT = 16  # the least size of a matrix product
 _DECODE_TILE, _CHUNK_ROWS, _CHUNK_TILE = 64, 64, 64  # none of them was ever timed
-
-
-class Attention(Protocol):
-    """`TritonAttention`, or `reference.ReferenceAttention`."""
-
-    def store(self, layer: LayerMemory, key: torch.Tensor, value: torch.Tensor, rows: StepRows) -> None: ...
-
-    def attend(self, layer: LayerMemory, call: LayerCall, rows: StepRows) -> torch.Tensor: ...
-
-
-class DeviceStep:
-    """An `attention.AttentionStep`: keeps the new keys and values, then attends."""
-
-    def __init__(self, attention: Attention, memory: PagedMemory, rows: StepRows) -> None:
-        self._attention, self._memory, self._rows = attention, memory, rows
-
-    def attend(self, call: LayerCall, extra: dict[str, Any]) -> torch.Tensor:
-        layer = self._memory.layers[call.module.layer_idx]
-        self._attention.store(layer, call.key, call.value, self._rows)
-        return self._attention.attend(layer, call, self._rows)[None]
 
 
 def num_splits(num_decodes: int, kv_heads: int, multiprocessors: int) -> int:

@@ -43,7 +43,8 @@ class DeviceCounts:
         counts = self._counts[slots].to(torch.float32)
         is_seen = (self._in_prompt[slots] | (counts > 0)) & (repetition != 1)
         logits = torch.where(is_seen, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
-        return logits - frequency * counts - presence * (counts > 0)
+        penalized: torch.Tensor = logits - frequency * counts - presence * (counts > 0)
+        return penalized
 
     def add(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         assert self._counts is not None

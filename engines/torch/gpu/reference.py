@@ -24,14 +24,9 @@ class ReferenceAttention:
 
     def attend(self, layer: LayerMemory, call: LayerCall, rows: StepRows) -> torch.Tensor:
         """[rows, query_heads, value_dim]"""
-        starts = [*range(rows.num_decodes), *rows.chunk_starts[: rows.num_chunks + 1].tolist()]
-        if not rows.num_chunks:
-            starts.append(rows.num_decodes)
-        parts = [
-            self._attend_sequence(layer, call, rows, slice(first, end))
-            for first, end in pairwise(starts)
-            if first != end
-        ]
+        ends = rows.chunk_starts.tolist() if rows.num_chunks else [rows.num_decodes]
+        starts = [*range(rows.num_decodes), *ends]
+        parts = [self._attend_sequence(layer, call, rows, slice(first, end)) for first, end in pairwise(starts)]
         return torch.cat(parts).to(call.query.dtype)
 
     def _attend_sequence(self, layer: LayerMemory, call: LayerCall, rows: StepRows, part: slice) -> torch.Tensor:

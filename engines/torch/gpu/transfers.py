@@ -23,5 +23,5 @@ class Incoming:
         self._host.copy_(tensor, non_blocking=True)
 
     def tolist(self) -> list[Any]:
-        values: list[Any] = self._host.tolist()  # type: ignore[no-untyped-call]
+        values: list[Any] = self._host.tolist()
         return values

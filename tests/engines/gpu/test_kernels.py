@@ -13,9 +13,10 @@ from engines.torch.attention import LayerCall
 from engines.torch.backend import LayerShape
 from engines.torch.gpu.kv_cache import PagedMemory, StepRows
 from engines.torch.gpu.reference import ReferenceAttention
+from engines.torch.gpu.step import DeviceStep
 
 pytest.importorskip("triton", reason="the kernels need Triton, which has no build for this machine")
-from engines.torch.gpu.attention import MAX_SPLITS, DeviceStep, TritonAttention, num_splits
+from engines.torch.gpu.attention import MAX_SPLITS, TritonAttention, num_splits
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter multiplies bfloat16 matrices as if they were integers (Triton 3.9).
