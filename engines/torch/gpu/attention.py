@@ -28,9 +28,10 @@ class TritonAttention:
         self._multiprocessors = multiprocessors
 
     def store(self, layer: LayerMemory, key: torch.Tensor, value: torch.Tensor, rows: StepRows) -> None:
-        """Keep [1, kv_heads, rows, dim] of each, whose last dimension is contiguous."""
+        """Keep [1, kv_heads, rows, dim] of each."""
         heads, key_dim = layer.keys.shape[2:]
         value_dim = layer.values.shape[3]
+        key, value = _with_dense_rows(key), _with_dense_rows(value)
         store_kernel[(rows.num_rows, heads)](
             key,
             value,
@@ -105,24 +106,25 @@ class TritonAttention:
         kv_heads, key_dim = layer.keys.shape[2:]
         value_dim = layer.values.shape[3]
         state = output if state is None else state  # unused, but a kernel wants a pointer
-        is_wide = call.query.dtype == torch.float32
+        query = _with_dense_rows(call.query)
+        is_wide = query.dtype == torch.float32
         tile = _CHUNK_TILE if block_q else _DECODE_TILE
         attend_kernel[grid](
-            call.query,
+            query,
             layer.keys,
             layer.values,
             self._memory.tables,
             rows.slots,
             rows.positions,
             rows.chunk_starts,
-            call.query if call.sinks is None else call.sinks,
+            query if call.sinks is None else call.sinks,
             output,
             state[0],
             state[-1],
             rows.num_chunks,
             call.scaling,
-            call.query.stride(1),
-            call.query.stride(2),
+            query.stride(1),
+            query.stride(2),
             self._memory.tables.stride(0),
             HEADS=kv_heads,
             GROUP=call.group_size,
@@ -143,6 +145,11 @@ class TritonAttention:
             num_warps=4,
             num_stages=2 if is_wide else 3,
         )
+
+
+def _with_dense_rows(states: torch.Tensor) -> torch.Tensor:
+    """The kernels read a row's numbers one behind another."""
+    return states if states.stride(-1) == 1 else states.contiguous()
 
 
 def _queries_a_block(rows: int, group_size: int) -> int:

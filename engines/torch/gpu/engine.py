@@ -5,30 +5,26 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 
 import torch
 
 from engines.base import EngineError, ThreadedStepEngine
 from engines.capacity import KVSpace, plan_capacity
-from engines.constraint import MatcherSource
 from engines.grammars.store import open_store
 from engines.options import read_positive_integers
 from engines.steps import StepPlan, StepResult, TextBatch
 from engines.torch import loader, memory
 from engines.torch.engine import TorchOptions
 from engines.torch.gpu.kv_cache import PagedMemory
-from engines.torch.gpu.runner import GpuRunner, LaunchedStep
-from engines.torch.gpu.step import Attention
+from engines.torch.gpu.opening import OpenAttention, by_kernels, open_runner
+from engines.torch.gpu.runner import LaunchedStep
 from engines.torch.loader import LoadedModel
 from engines.torch.text_runner import open_texts
 from engines.types import Continuation, EngineConfig, EngineInfo
 
 _TOKEN_BUDGET = 2048  # a step's: a guess
 _SLOTS_A_SEQUENCE = 2  # so that who is preempted seldom loses its slot
-
-OpenAttention = Callable[[PagedMemory], Attention]
 
 
 class GpuEngine(ThreadedStepEngine):
@@ -121,27 +117,6 @@ class GpuEngine(ThreadedStepEngine):
             f"{self._runner.num_graphs} CUDA graphs, KV {paged.bytes / 2**20:.0f} MiB, "
             + (f"{self._texts.pooling} pooling" if self._texts is not None else "no embeddings")
         )
-
-
-def by_kernels(paged: PagedMemory) -> Attention:
-    from engines.torch.gpu.attention import TritonAttention  # a CPU does without Triton
-
-    device = paged.tables.device
-    return TritonAttention(paged, torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def open_runner(
-    loaded: LoadedModel,
-    paged: PagedMemory,
-    attention: Attention,
-    max_num_seqs: int,
-    grammars: MatcherSource | None = None,
-) -> GpuRunner:
-    """With its graphs captured, where there is a GPU."""
-    runner = GpuRunner(loaded.model, paged, attention, loaded.vocab_size, max_num_seqs, grammars)
-    if loaded.model.device.type == "cuda":
-        runner.capture_graphs()
-    return runner
 
 
 def _kv_space(options: TorchOptions, loaded: LoadedModel) -> KVSpace:

@@ -19,7 +19,7 @@ class Incoming:
     """A tensor on its way to the host. It has arrived when everything before it on the device's stream is done."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
         self._host.copy_(tensor, non_blocking=True)
 
     def tolist(self) -> list[Any]:
