@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from engines.torch import loader
 from engines.torch.gpu.kv_cache import PagedMemory
 from engines.torch.gpu.reference import ReferenceAttention
 from engines.torch.gpu.runner import GpuRunner, LaunchedStep
-from engines.types import EngineInfo, FinishReason, GenerationRequest, SamplingParams
+from engines.types import EngineInfo, FinishReason, GenerationRequest, Grammar, GrammarKind, SamplingParams
 
 CPU = torch.device("cpu")
 PROMPT = [(7 * i) % 150 + 2 for i in range(40)]
@@ -255,3 +256,45 @@ def test_prompt_logprobs_equal_the_cpu_path(
     ):
         assert mine.logprob == pytest.approx(other.logprob, abs=1e-4)
         assert [token for token, _ in mine.top] == [token for token, _ in other.top]
+
+
+class Rising:
+    """A grammar whose tokens rise by one or two, from 10; it is complete at 20."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.last = tokens[-1] if tokens else 10
+
+    def banned(self) -> Any:
+        return ~np.isin(np.arange(160), [self.last + 1, self.last + 2])
+
+    def advance(self, token: int) -> bool:
+        assert token - self.last in (1, 2)
+        self.last = token
+        return token >= 20
+
+
+class Grammars:
+    def matcher(self, params: SamplingParams, vocab_size: int, tokens: Any = ()) -> Rising:
+        return Rising(list(tokens))
+
+
+def test_grammars_hold_beside_others(model_folder: Callable[[str], Path]) -> None:
+    """What may come next hangs on a token that was sampled one step ahead of what is known."""
+    engine = Ahead(model_folder("llama"), grammars=Grammars())
+    grammar = Grammar(GrammarKind.LARK, "")
+    params = [SamplingParams(max_tokens=4, temperature=0, grammar=grammar), SamplingParams(max_tokens=4, temperature=0)]
+    plans = [StepPlan([[ScheduledSequence(i, 0, 40, True, [4 * i, 4 * i + 1, 4 * i + 2]) for i in range(2)]])]
+    plans[0].new = [NewSequence(i, PROMPT, chosen) for i, chosen in enumerate(params)]
+    for step in range(8):
+        tables = [list(range(4 * i, 4 * i + 3)) for i in range(2)]
+        plans.append(StepPlan([[ScheduledSequence(i, 40 + step, 1, True, tables[i]) for i in range(2)]]))
+    futures = [engine.submit(plan) for plan in plans]
+    engine.read_all()
+    results = [future.result() for future in futures]
+    held = [result.tokens[0] for result in results]
+    assert all(later - earlier in (1, 2) for earlier, later in pairwise([10, *held]))
+    ends = [i for i, result in enumerate(results) if 0 in result.ended]
+    assert held[ends[0]] >= 20
+    assert results[ends[0]].ended == {0: None}
+    free = [result.tokens[1] for result in results]
+    assert any(later - earlier not in (1, 2) for earlier, later in pairwise(free))
