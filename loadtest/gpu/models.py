@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from engines.torch import attention, probe
 from engines.torch.backend import LayerShape
 from engines.torch.gpu.kv_cache import PagedMemory
-from engines.torch.gpu.opening import OpenAttention, open_runner
+from engines.torch.gpu.opening import OpenAttention, open_runner, prepare
 from engines.torch.gpu.runner import GpuRunner
 from engines.torch.loader import LoadedModel
 
@@ -93,6 +93,7 @@ class Served:
 
 def serve(model: Any, max_num_seqs: int, max_len: int, open_attention: OpenAttention) -> Served:
     """Every sequence has blocks for `max_len` tokens."""
+    prepare(model)
     layers = probe.layer_shapes(model)
     blocks = max_num_seqs * -(-max_len // BLOCK_SIZE)
     memory = PagedMemory(layers, blocks, BLOCK_SIZE, 2 * max_num_seqs, max_len, model.dtype, model.device)

@@ -17,7 +17,7 @@ from engines.steps import StepPlan, StepResult, TextBatch
 from engines.torch import loader, memory
 from engines.torch.engine import TorchOptions
 from engines.torch.gpu.kv_cache import PagedMemory
-from engines.torch.gpu.opening import OpenAttention, by_kernels, open_runner
+from engines.torch.gpu.opening import OpenAttention, by_kernels, open_runner, prepare
 from engines.torch.gpu.runner import LaunchedStep
 from engines.torch.loader import LoadedModel
 from engines.torch.text_runner import open_texts
@@ -41,6 +41,7 @@ class GpuEngine(ThreadedStepEngine):
             raise EngineError(f'quantize: "{config.quantize}" is not supported on a GPU')
         options = read_positive_integers(TorchOptions, config.options, config.kind)
         loaded = loader.load(config.path, config.dtype, device or torch.device("cuda"))
+        prepare(loaded.model)
         capacity = plan_capacity(config, _kv_space(options, loaded))
         slots = _SLOTS_A_SEQUENCE * config.max_num_seqs
         paged = PagedMemory(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from engines.constraint import MatcherSource
+from engines.torch.gpu.fusion import fuse
 from engines.torch.gpu.kv_cache import PagedMemory
 from engines.torch.gpu.runner import GpuRunner
 from engines.torch.gpu.step import Attention
@@ -20,6 +22,12 @@ def by_kernels(paged: PagedMemory) -> Attention:
 
     device = paged.tables.device
     return TritonAttention(paged, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def prepare(model: Any) -> None:
+    """Before memory is planned: what can be fused is."""
+    if model.device.type == "cuda":
+        fuse(model)
 
 
 def open_runner(
