@@ -6,6 +6,7 @@ from __future__ import annotations
 import queue
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,7 @@ from engines.capacity import KVSpace, plan_capacity
 from engines.grammars.store import open_store
 from engines.options import read_positive_integers
 from engines.steps import StepPlan, StepResult, TextBatch
-from engines.torch import loader, memory
+from engines.torch import loader, memory, quantize
 from engines.torch.engine import TorchOptions
 from engines.torch.gpu.kv_cache import PagedMemory
 from engines.torch.gpu.opening import OpenAttention, by_kernels, open_runner, prepare
@@ -37,8 +38,8 @@ class GpuEngine(ThreadedStepEngine):
         self, config: EngineConfig, device: torch.device | None = None, attention: OpenAttention | None = None
     ) -> None:
         """`device`, `attention`: the GPU and the kernels; tests without a GPU have others."""
-        if config.quantize != "none":
-            raise EngineError(f'quantize: "{config.quantize}" is not supported on a GPU')
+        if config.quantize != "none" or quantize.is_saved(loader.load_config(Path(config.path))):
+            raise EngineError("int8 weights are not supported on a GPU: serve the model as it was before")
         options = read_positive_integers(TorchOptions, config.options, config.kind)
         loaded = loader.load(config.path, config.dtype, device or torch.device("cuda"))
         prepare(loaded.model)
