@@ -36,7 +36,7 @@ class TorchOptions:
 
 
 class TorchEngine(ThreadedStepEngine):
-    """Runs StepPlans on a CPU or a GPU. Loading happens in the constructor and raises EngineError."""
+    """Runs StepPlans on a CPU. Loading happens in the constructor and raises EngineError."""
 
     def __init__(self, config: EngineConfig) -> None:
         if config.quantize not in ("none", "int8"):
@@ -44,7 +44,7 @@ class TorchEngine(ThreadedStepEngine):
         options = read_positive_integers(TorchOptions, config.options, config.kind)
         self._num_threads = options.threads or os.cpu_count() or 1
         torch.set_num_threads(self._num_threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cpu")
         int8 = Int8Config() if config.quantize == "int8" else None
         loaded = loader.load(config.path, config.dtype, device, int8)
         backend = backend_for(device, loaded.model.dtype, options.block_size)
@@ -63,7 +63,7 @@ class TorchEngine(ThreadedStepEngine):
                 vocab_size=loaded.vocab_size,
                 block_size=options.block_size,
                 num_blocks=capacity.num_blocks,
-                token_budget=options.token_budget or (256 if device.type == "cpu" else 512),
+                token_budget=options.token_budget or 256,
                 description=self._describe(loaded),
                 continuation=Continuation.SEEDED,
                 takes_grammars=grammars is not None,
