@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from itertools import count
 
 from batching.protocol import (
@@ -25,6 +26,7 @@ from engines.base import EngineError
 from engines.types import ErrorCode, GenerationRequest, OutputDelta, RequestError
 
 RESTART_HINT_MS = 2000  # about what a worker needs to come back
+LOOKS = 10  # at whether the worker has given a sign of life, within the time that it has for one
 MAX_UNSENT_BYTES = 64 * 2**20  # to a worker that has stopped reading
 
 log = logging.getLogger("penstock.client")
@@ -77,19 +79,33 @@ def _merge(first: OutputDelta, then: OutputDelta) -> None:
 
 
 class WorkerClient:
-    """One connection. When it breaks, every open request ends in an error and `closed` is set."""
+    """One connection. When it breaks, or nothing has come for `silence` seconds, every open request ends in an error
+    and `closed` is set.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stats: WorkerStats) -> None:
+    `num_lost`: how many requests the worker had then, as far as is known here. `hangs`: it was silent.
+    """
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        stats: WorkerStats,
+        silence: float = math.inf,
+    ) -> None:
         self.stats = stats
         self.closed = asyncio.Event()
+        self.num_lost = 0
+        self.hangs = False
+        self._has_spoken = True
         self._writer = writer
         self._receivers: dict[str, Receiver] = {}
         self._controls: dict[int, asyncio.Future[None]] = {}
         self._numbers = count()
         self._reading = asyncio.create_task(self._read(reader))
+        self._listening = asyncio.create_task(self._listen(silence / LOOKS)) if silence < math.inf else None
 
     @classmethod
-    async def connect(cls, socket_path: str) -> WorkerClient:
+    async def connect(cls, socket_path: str, silence: float = math.inf) -> WorkerClient:
         """Returns when the worker serves: it greets with a report. Raises OSError."""
         reader, writer = await asyncio.open_unix_connection(socket_path)
         try:
@@ -102,7 +118,7 @@ class WorkerClient:
         except BaseException:
             writer.close()
             raise
-        return cls(reader, writer, greeting.stats)
+        return cls(reader, writer, greeting.stats, silence)
 
     def submit(self, request: GenerationRequest, ready: asyncio.Event | None = None) -> Receiver:
         """Never fails: what goes wrong arrives as the receiver's last delta."""
@@ -158,7 +174,19 @@ class WorkerClient:
         finally:
             self._fail_all()
 
+    async def _listen(self, interval: float) -> None:
+        """It counts looks, not time: when it was we who stood still, the worker has as long as ever."""
+        num_silent = 0
+        while num_silent < LOOKS:
+            await asyncio.sleep(interval)
+            num_silent = 0 if self._has_spoken else num_silent + 1
+            self._has_spoken = False
+        log.error("a worker gives no sign of life: its requests are taken from it")
+        self.hangs = True
+        self._writer.transport.abort()
+
     def _take(self, message: FromWorker) -> None:
+        self._has_spoken = True
         match message:
             case Deltas(deltas):
                 self._deliver(deltas)
@@ -178,6 +206,9 @@ class WorkerClient:
             receiver.put(delta)
 
     def _fail_all(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+        self.num_lost = max(len(self._receivers), self.stats.running + self.stats.waiting)
         self.closed.set()
         self._writer.close()
         self.stats.running = self.stats.waiting = self.stats.kv_blocks_used = self.stats.kv_blocks = 0

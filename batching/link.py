@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from typing import Protocol
 
 from batching.client import WorkerClient
@@ -37,8 +38,10 @@ class WorkerLink(Protocol):
 class WorkerConnection:
     """A worker that another process supervises: connected to, and again whenever the connection breaks."""
 
-    def __init__(self, socket_path: str, name: str, info: EngineInfo) -> None:
+    def __init__(self, socket_path: str, name: str, info: EngineInfo, silence: float = math.inf) -> None:
+        """`silence`: as of a WorkerClient."""
         self.name = name
+        self._silence = silence
         self.client: WorkerClient | None = None
         self.info: EngineInfo | None = info
         self._socket_path = socket_path
@@ -91,4 +94,4 @@ class WorkerConnection:
         """Not for long: the kernel takes a connection for a worker that is stopped."""
         with contextlib.suppress(OSError):  # a TimeoutError is one
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                self.client = await WorkerClient.connect(self._socket_path)
+                self.client = await WorkerClient.connect(self._socket_path, self._silence)

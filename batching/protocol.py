@@ -26,13 +26,18 @@ _LENGTH = struct.Struct(">I")
 
 @dataclass(slots=True, frozen=True)
 class WorkerConfig:
-    """What a worker is started with, as one line of JSON on its standard input. `restarts`: how often it was before."""
+    """What a worker is started with, as one line of JSON on its standard input. `restarts`: how often it was before.
+
+    `silence` is for those who listen to it.
+    """
 
     socket_path: str
     engine: EngineConfig
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     log_level: str = "info"
     restarts: int = 0
+    silence: float = 10.0  # seconds without a sign of life, after which it hangs
+    step_timeout: float = 120.0  # seconds
 
 
 @dataclass(slots=True, frozen=True)

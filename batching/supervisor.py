@@ -44,7 +44,7 @@ class WorkerSupervisor(Supervisor):
     async def _serves(self, started: Started) -> None:
         assert started.info is not None
         try:
-            self.client = await WorkerClient.connect(self.config.socket_path)
+            self.client = await WorkerClient.connect(self.config.socket_path, self.config.silence)
         except OSError as error:
             raise EngineError(f"{self.name}: its worker started but can't be reached: {error}") from error
         self.info = started.info
@@ -58,6 +58,8 @@ class WorkerSupervisor(Supervisor):
     async def _gone(self) -> None:
         assert self.client is not None
         await self.client.closed.wait()
+        if self.client.hangs and self._process is not None:
+            self._process.kill()
         self.client = None
 
     async def _end_process(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Protocol
@@ -14,7 +15,8 @@ from batching.protocol import Control, Deltas, FromWorker, ProtocolError, Stats,
 from batching.stats import WorkerStats
 from engines.types import GenerationRequest, OutputDelta
 
-STATS_INTERVAL = 0.1  # seconds
+STATS_INTERVAL = 0.1  # seconds between looks at whether there is something to report
+HEARTBEAT = 10  # looks after which the same is reported again: the worker's sign of life
 
 
 class AnyBatcher(Protocol):
@@ -41,13 +43,15 @@ class Gateway(Protocol):
 class Switchboard:
     """A request's deltas go to the gateway that it came from; a gateway that leaves takes its requests along."""
 
-    def __init__(self, make_batcher: Callable[[Deliver], AnyBatcher]) -> None:
+    def __init__(self, make_batcher: Callable[[Deliver], AnyBatcher], step_timeout: float = math.inf) -> None:
+        """`step_timeout`: seconds for a step, of an engine that we step."""
         self._batcher = make_batcher(self._deliver)
+        self._progress = Progress(step_timeout)
         self._owners: dict[str, Gateway] = {}
         self._gateways: set[Gateway] = set()
 
     async def run(self) -> None:
-        """Until the engine or the batcher fails; raises what they raised."""
+        """Until the engine or the batcher fails, or a step takes too long; raises what they raised, or TimeoutError."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._batcher.run())
             tasks.create_task(self._report())
@@ -102,11 +106,32 @@ class Switchboard:
             owner.send(Deltas(its_deltas))
 
     async def _report(self) -> None:
-        last = b""
+        last, num_same = b"", 0
         while True:
             stats = Stats(self._batcher.snapshot())
-            if (data := msgspec.msgpack.encode(stats)) != last:
+            self._progress.look(stats.stats)
+            data = msgspec.msgpack.encode(stats)
+            num_same = num_same + 1 if data == last else 0
+            if num_same % HEARTBEAT == 0:
                 for gateway in self._gateways:
                     gateway.send(stats)
             last = data
             await asyncio.sleep(STATS_INTERVAL)
+
+
+class Progress:
+    """Whether an engine that has work does it. It counts looks, not time, so that a process that was stopped as a whole
+    has as long as any other when it goes on."""
+
+    def __init__(self, step_timeout: float) -> None:
+        self._patience = step_timeout / STATS_INTERVAL
+        self._num_steps = -1
+        self._num_looks = 0  # since the last step
+
+    def look(self, stats: WorkerStats) -> None:
+        """Raises TimeoutError."""
+        stands = stats.running > 0 and stats.steps == self._num_steps
+        self._num_looks = self._num_looks + 1 if stands else 0
+        self._num_steps = stats.steps
+        if self._num_looks > self._patience:
+            raise TimeoutError("a step takes too long: the engine hangs")

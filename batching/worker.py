@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -78,9 +79,14 @@ class SocketGateway:
 class Worker(Switchboard):
     """Serves any number of gateways, which connect to its socket."""
 
-    def __init__(self, make_batcher: Callable[[Deliver], AnyBatcher], remote: Remote | None = None) -> None:
+    def __init__(
+        self,
+        make_batcher: Callable[[Deliver], AnyBatcher],
+        remote: Remote | None = None,
+        step_timeout: float = math.inf,
+    ) -> None:
         """`remote`: the engine, where another server runs the model."""
-        super().__init__(make_batcher)
+        super().__init__(make_batcher, step_timeout)
         self._departure = Departure(self._owners.keys(), self._all_is_sent, self._batcher.abort, remote)
         self._controls: set[asyncio.Task[None]] = set()
 
@@ -184,13 +190,15 @@ def run(config: WorkerConfig, answer: int) -> None:
         texts = TextScheduler(engine.info, config.scheduler)
         texts.stats.restarts = config.restarts
         announce(answer, Started(engine.info))
-        worker = Worker(partial(Batcher, engine, texts))
+        worker = Worker(partial(Batcher, engine, texts), step_timeout=config.step_timeout)
     else:
         scheduler = SharedScheduler(engine.info, config.scheduler)
         drive = partial(Batcher[AnyPlan, Any], SharedEngine(engine), scheduler)
         scheduler.stats.restarts = config.restarts
         announce(answer, Started(replace(engine.info, max_model_len=scheduler.max_model_len)))
-        worker = Worker(lambda deliver: GrammarGate(drive(deliver), engine.grammars, deliver))
+        worker = Worker(
+            lambda deliver: GrammarGate(drive(deliver), engine.grammars, deliver), step_timeout=config.step_timeout
+        )
     asyncio.run(worker.serve(listener))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import sys
 import time
 from array import array
@@ -96,6 +97,7 @@ class FakeOptions:
     steps_in_flight: int = 0  # default 1
     fail_at_step: int = 0  # this step raises; default: none
     max_rows: int = 0  # for more sequences in a step, or texts in a batch, there is no memory; default: for any number
+    fatal_token: int = 0  # the process ends in a step with a prompt that has it; default: none does
     repeat_prompt: int = 0  # 1: the answer is the prompt, over and over
 
 
@@ -121,6 +123,7 @@ class FakeEngine(ThreadedStepEngine):
         self._steps_to_failure = options.fail_at_step
         self._max_rows = options.max_rows or sys.maxsize
         self._repeats = bool(options.repeat_prompt)
+        self._fatal_token = options.fatal_token
         self._known: dict[int, _Known] = {}  # by sequence id
         super().__init__(
             EngineInfo(
@@ -145,6 +148,8 @@ class FakeEngine(ThreadedStepEngine):
             self._known[new.sequence_id] = _Known.of(new)
         self._pass_time(len(plan.rows))
         result = StepResult()
+        if self._fatal_token and any(self._fatal_token in self._known[row.sequence_id].prompt for row in plan.rows):
+            os._exit(1)
         for item in plan.rows:
             self._compute(item, self._known[item.sequence_id], result)
         return result

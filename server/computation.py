@@ -20,10 +20,12 @@ from server.choice import Piece
 from server.errors import APIError, Overloaded, from_engine
 from server.generation import Generation, Resources, deadline_of, too_long
 from server.job import Job
+from server.placing import Placed
+from server.quarantine import refused
 from server.shielded import to_the_end
 from server.store.records import UsageRecord
 from server.time_limit import TimeLimit
-from server.work import Placed, Terms, Work
+from server.work import Terms, Work
 
 IS_DONE = attrgetter("is_done")  # asked at every token, where a generator would cost as much as the answer
 
@@ -107,12 +109,12 @@ class Computation(Admitted, Generation):
             self._observe_tokens()
         piece = placed.choice.take(delta)
         if piece.finish_reason is not None:
-            if delta.finish_reason is None:
+            if delta.finish_reason is None and placed.place is not None:
                 placed.place.abort()  # a stop string: the engine doesn't know of it
         elif delta.error is not None:
             if not self._goes_on(placed, delta.error):
                 placed.choice.finish_reason = FinishReason.ERROR
-                self.fail(from_engine(delta.error, self.job.grammar_param))
+                self.fail(refused() if placed.is_refused else from_engine(delta.error, self.job.grammar_param))
             elif not self.job.streamed and not placed.choice.has_output:
                 return Piece(piece.index, "", is_anew=True)
         return piece
@@ -136,8 +138,15 @@ class Computation(Admitted, Generation):
                 return True
             if patience < remaining:
                 return False
-            self.fail(too_long() if self._deadline <= silence_ends else _no_sign_of_life())
+            self._waited_in_vain(is_over=self._deadline <= silence_ends)
         return True
+
+    def _waited_in_vain(self, *, is_over: bool) -> None:
+        """For a sign of life, or, if it `is_over`, for the end. An engine that hangs is as good as one that failed."""
+        if not is_over and self._work.move_silent():
+            self._last_sign = time.monotonic()
+        else:
+            self.fail(too_long() if is_over else _no_sign_of_life())
 
     @property
     def _step_timeout(self) -> float:

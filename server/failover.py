@@ -18,18 +18,20 @@ MAX_MOVES = 8  # of one sequence
 
 
 class Outcome(StrEnum):
-    """The first two move it, the others end it in the engine's error."""
+    """The first three move it, the others end it in an error."""
 
     RETRIED = "retried"  # its client has seen nothing of it: it begins again elsewhere
     CONTINUED = "continued"  # it goes on elsewhere, behind its tokens
-    GAVE_UP = "gave_up"  # it was moved already and came no further, or too often: it may be the reason
+    ISOLATED = "isolated"  # it was moved already and came no further: as the former, while no other such one runs
+    REFUSED = "refused"  # so again, when it was the only one: it is what kills engines
+    GAVE_UP = "gave_up"  # it was moved too often, or to an engine that lives and fails it too
     NO_REPLICA = "no_replica"  # no other one serves
     NO_BUDGET = "no_budget"  # too much is begun a second time already
     CANNOT_CONTINUE = "cannot_continue"  # a stream sampled without a seed, or by an engine that speaks text
 
     @property
     def moves(self) -> bool:
-        return self in (Outcome.RETRIED, Outcome.CONTINUED)
+        return self in (Outcome.RETRIED, Outcome.CONTINUED, Outcome.ISOLATED)
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,7 +45,9 @@ class Loss:
     num_moves: int
     sampling: SamplingParams
     continuation: Continuation
-    has_other: bool  # another replica serves
+    has_other: bool  # another replica serves, or will soon
+    has_died: bool = False  # the engine, with all that it had
+    was_alone: bool = False  # no other suspect was on it
 
 
 class RetryBudget:
@@ -93,14 +97,19 @@ class _Window:
 
 def decide(loss: Loss, budget: RetryBudget, now: float) -> Outcome:
     """Takes a retry from the budget where it answers RETRIED."""
-    if not loss.has_progressed or loss.num_moves >= MAX_MOVES:
+    is_suspect = not loss.has_progressed
+    if is_suspect and loss.has_died and loss.was_alone:
+        return Outcome.REFUSED
+    if (is_suspect and not loss.has_died) or loss.num_moves >= MAX_MOVES:
         return Outcome.GAVE_UP
     if not loss.has_other:
         return Outcome.NO_REPLICA
     if loss.has_output and loss.sampling.can_continue(loss.continuation):
-        return Outcome.CONTINUED
+        return Outcome.ISOLATED if is_suspect else Outcome.CONTINUED
     if loss.has_output and loss.is_streamed:
         return Outcome.CANNOT_CONTINUE
+    if is_suspect:
+        return Outcome.ISOLATED if budget.take(now) else Outcome.NO_BUDGET
     if loss.was_retried:
         return Outcome.GAVE_UP
     return Outcome.RETRIED if budget.take(now) else Outcome.NO_BUDGET

@@ -55,7 +55,7 @@ async def serve(config: GatewayConfig, settings: Settings, on_ready: Callable[[]
     metrics = Metrics(folder / "metrics")
 
     def connection(worker: WorkerConfig, name: str) -> WorkerConnection:
-        return WorkerConnection(worker.socket_path, name, config.engines[name])
+        return WorkerConnection(worker.socket_path, name, config.engines[name], worker.silence)
 
     registry = Registry(settings, folder, connection)
     with socket.socket(fileno=config.listener) as listener, signals_give_up_the_start():

@@ -74,6 +74,9 @@ class Metrics:
         self.failovers = self._counter(
             "penstock_failovers", "Answers whose engine failed, by what became of them", *DEPLOYMENT, "outcome"
         )
+        self.ejections = self._counter(
+            "penstock_ejections", "Replicas that were set aside for a time, by why", *DEPLOYMENT, "reason"
+        )
         self.cache_requests = self._counter(
             "penstock_cache_requests", "Requests by what the response cache had of them", *DEPLOYMENT, "result"
         )
@@ -147,6 +150,9 @@ class Metrics:
             self.near_limits.labels(level, dimension).inc()
         for passed in decision.shadowed:
             self.shadow_refusals.labels(passed.level, passed.dimension).inc()
+
+    def observe_ejection(self, model: str, version: str, reason: str) -> None:
+        self.ejections.labels(model, version, reason).inc()
 
     def render(self) -> bytes:
         return generate_latest(self._shown)

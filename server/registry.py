@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batching.child import start_all
-from batching.client import WorkerClient
 from batching.link import WorkerLink
 from batching.protocol import WorkerConfig
 from batching.scheduler import SchedulerConfig
@@ -19,7 +18,9 @@ from batching.stats import WorkerStats
 from engines.base import EngineError
 from engines.types import Continuation, EngineConfig, EngineInfo, Task, VectorInfo
 from server import model_files, privacy
+from server.balancing import Balancer, Replica
 from server.model_state import ModelState, Phase, Standing, starting, unloaded
+from server.quarantine import Quarantine
 from server.settings import Settings
 from server.settings_sections import ModelSettings
 from server.text.chat_template import ChatTemplate
@@ -34,36 +35,6 @@ if TYPE_CHECKING:  # what it imports is an optional dependency
 
 LinkMaker = Callable[[WorkerConfig, str], WorkerLink]
 """Start a worker so configured, or connect to it if somebody else starts it; the name of its replica is for logs."""
-
-
-@dataclass(slots=True)
-class Replica:
-    """One engine of a deployment. `num_open` counts this gateway's requests on it."""
-
-    link: WorkerLink
-    num_open: int = 0
-    _latest: WorkerClient | None = None
-
-    @property
-    def client(self) -> WorkerClient | None:
-        return self.link.client
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether its worker is there, and the engine behind it."""
-        client = self.client
-        return client is not None and client.stats.ready and not client.closed.is_set()
-
-    @property
-    def stats(self) -> WorkerStats:
-        """As last reported: while the worker is away, what it had counted stays known."""
-        self._latest = self.client or self._latest
-        return self._latest.stats if self._latest is not None else WorkerStats()
-
-    @property
-    def load(self) -> int:
-        """Requests on it: as the worker last reported, or as we know of if that is more recent."""
-        return max(self.num_open, self.stats.running + self.stats.waiting)
 
 
 @dataclass(slots=True, frozen=True)
@@ -85,6 +56,11 @@ class Deployment:
     pii: Detector | None = None  # of what the model is not shown
     created: int = field(default_factory=lambda: int(time.time()))
     state: ModelState = field(default_factory=ModelState)
+    quarantine: Quarantine = field(default_factory=Quarantine)
+    balancer: Balancer = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "balancer", Balancer(self.replicas))
 
     @property
     def id(self) -> str:
@@ -197,6 +173,8 @@ class Registry:
             ),
             scheduler=SchedulerConfig(max_queue=model.max_queue, queue_timeout=self._settings.timeouts.queue),
             log_level=self._settings.server.log_level,
+            silence=self._settings.timeouts.worker_silence,
+            step_timeout=self._settings.timeouts.step,
         )
         return self._make_link(config, name)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 from engines.types import Task
+from server.affinity import prefix_keys
 from server.auth import Principal
+from server.balancing import Replica
 from server.errors import InvalidRequest, ModelNotFound, Overloaded
 from server.model_state import STARTING_RETRY_MS, starting
-from server.registry import Deployment, Registry, Replica
+from server.registry import Deployment, Registry
 from server.settings_sections import RoutingSettings
 
 
@@ -69,19 +72,13 @@ def serving(deployment: Deployment, *tasks: Task) -> Deployment:
     raise InvalidRequest(message, param="model", code="unsupported_model")
 
 
-def pick(deployment: Deployment) -> Replica:
-    """The replica with the least to do. Raises Overloaded while none serves."""
+def pick(deployment: Deployment, prompt: Sequence[int] = (), salt: bytes = b"") -> Replica:
+    """The replica for a new request. Raises Overloaded while none serves."""
     deployment.check_served()
-    if (replica := pick_other(deployment, None)) is None:
+    keys = prefix_keys(prompt, salt) if len(deployment.replicas) > 1 else []
+    if (replica := deployment.balancer.pick(time.monotonic(), keys)) is None:
         raise _not_ready(deployment)
     return replica
-
-
-def pick_other(deployment: Deployment, failed: Replica | None) -> Replica | None:
-    """The same among the others than one; None while none of them serves. A model that is being unloaded finishes what
-    it has begun, so its replicas count too: they refuse what they may not take."""
-    ready = [replica for replica in deployment.replicas if replica.is_ready and replica is not failed]
-    return min(ready, key=lambda replica: replica.load, default=None)
 
 
 def _not_ready(deployment: Deployment) -> Overloaded:

@@ -9,6 +9,7 @@ import hmac
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from quota.ledger import Ledger
@@ -69,11 +70,14 @@ class Services:
 
     @property
     def status(self) -> str:
-        """A word for /readyz: "ready", or why not. What is unloaded on purpose is not missed."""
+        """A word for /readyz: "ready", "degraded" while a replica is missed, or why not. What is unloaded on purpose is
+        not missed."""
         if self.draining:
             return "draining"
         served = [d for d in self.registry.deployments.values() if d.state.is_served]
-        return "ready" if all(d.is_ready for d in served) else "starting"
+        if not all(d.is_ready for d in served):
+            return "starting"
+        return "ready" if all(replica.is_well for d in served for replica in d.replicas) else "degraded"
 
     async def drain(self) -> None:
         """Refuse new work, wait for what runs, end what takes too long in an error."""
@@ -128,6 +132,8 @@ async def running(
         await control.start()
         stack.push_async_callback(control.stop)
         cache = _open_cache(stack, settings, records.pepper, metrics)
+        for deployment in registry.deployments.values():
+            deployment.balancer.on_ejection = partial(metrics.observe_ejection, deployment.model, deployment.version)
         metrics.watch_workers(registry.replica_stats)
         metrics.watch_models(registry.standings)
         services = _assemble(settings, records, ledger, leases, metrics, registry, control, cache)

@@ -119,6 +119,8 @@ class TimeoutSettings(Section):
     queue: Seconds = 10
     first_token: Seconds = 60
     between_tokens: Seconds = 30
+    step: Seconds = 120  # of an engine; one that takes longer hangs, and its worker is started again
+    worker_silence: Annotated[float, Field(ge=3, le=86400)] = 10  # a worker reports every second, or else hangs
     total: Seconds = 600
     drain: Seconds = 30
     header: Seconds = 10

@@ -9,50 +9,28 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from batching.client import Receiver, WorkerClient
+from batching.client import RESTART_HINT_MS, Receiver
 from engines.types import ErrorCode, GenerationRequest, OutputDelta, RequestError
+from server.balancing import Replica
 from server.choice import Choice
 from server.failover import Loss, Outcome, RetryBudget, decide
 from server.job import Job
 from server.metrics import Metrics
-from server.registry import Replica
-from server.routing import pick, pick_other
+from server.placing import Place, Placed
+from server.quarantine import Quarantine, refused
+from server.routing import pick
 
 ABORT_PATIENCE = 1.0  # seconds to wait for the worker's account of aborted work
+RESTART_PATIENCE = 15.0  # seconds to wait for a worker that was started again, where there are several,
+RESTART_LOOK = 0.02  # and between looks
+EXPECTED_OUTPUT = 512  # tokens at most that an answer is expected to have
+STOPPED = RequestError(
+    ErrorCode.ENGINE_FAILED, "The engine stopped while it was working on this request.", RESTART_HINT_MS
+)
+SILENT = RequestError(ErrorCode.ENGINE_FAILED, "The engine gives no sign of life.", RESTART_HINT_MS)
 BEGUN_FIRST = -1  # the priority of what was begun elsewhere: its client is reading already
 
 log = logging.getLogger("penstock.work")
-
-
-@dataclass(slots=True, frozen=True)
-class Place:
-    """A choice's place on a replica, to be left once."""
-
-    replica: Replica
-    client: WorkerClient
-    receiver: Receiver
-
-    def abort(self) -> None:
-        self.client.abort(self.receiver.request_id)
-
-    def leave(self) -> None:
-        self.client.forget(self.receiver.request_id)
-        self.replica.num_open -= 1
-
-
-@dataclass(slots=True)
-class Placed:
-    """A choice and its present place. `num_moves` and what it had at the last of them say whether it gets anywhere."""
-
-    choice: Choice
-    place: Place
-    num_moves: int = 0
-    was_retried: bool = False
-    output_when_moved: int = -1
-
-    @property
-    def has_progressed(self) -> bool:
-        return self.choice.num_output > self.output_when_moved
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,22 +58,39 @@ class Work:
         """A choice was moved and its new engine has not given it a token yet."""
         return any(p.num_moves and not p.has_progressed and p.choice.finish_reason is None for p in self._placed)
 
+    @property
+    def _quarantine(self) -> Quarantine:
+        return self._job.deployment.quarantine
+
+    @property
+    def _account(self) -> str:
+        return self._job.caller.principal.account_id
+
     def submit(self) -> None:
-        """All choices to one replica, where they share what they begin with. Raises Overloaded."""
-        replica = pick(self._job.deployment)
+        """All choices to one replica, where they share what they begin with. Raises Overloaded, or `refused`."""
+        now = time.monotonic()
+        if any(self._quarantine.is_refused(self._account, prompt, now) for prompt in self._job.prompts):
+            raise refused()
+        replica = pick(self._job.deployment, self._job.prompts[0].token_ids, self._terms.cache_salt)
         for index in range(self._job.num_choices):
             number, sample = divmod(index, self._job.num_samples)
             prompt = self._job.prompts[number]
             choice = Choice(index, prompt, prompt.new_stream(), number, sample)
-            self._terms.budget.note_begun(time.monotonic())
-            self._placed.append(Placed(choice, self._place(choice, replica, 0)))
+            self._terms.budget.note_begun(now)
+            placed = Placed(choice)
+            self._placed.append(placed)
             self.choices.append(choice)
+            if self._quarantine.is_suspect(self._account, prompt, now):
+                placed.output_when_moved = 0
+                self._wait_for_turn(placed, None, STOPPED)
+            else:
+                placed.place = self._place(choice, replica, 0)
 
     def take(self) -> Iterator[tuple[Placed, OutputDelta]]:
         """What has arrived for choices that have not ended."""
         self.ready.clear()
         for placed in self._placed:
-            if placed.choice.finish_reason is None and (delta := placed.place.receiver.take()) is not None:
+            if placed.choice.finish_reason is None and (delta := placed.take()) is not None:
                 yield placed, delta
 
     def _place(self, choice: Choice, replica: Replica, num_moves: int) -> Place:
@@ -106,8 +101,10 @@ class Work:
         if num_moves:
             choice.submitted_after = now - arrival
         request = self._request(choice, num_moves, arrival if num_moves == 0 else now)
-        place = Place(replica, client, client.submit(request, self.ready))
+        num_tokens = len(choice.prompt.token_ids) + min(choice.sampling.max_tokens, EXPECTED_OUTPUT)
+        place = Place(replica, client, client.submit(request, self.ready), num_tokens)
         replica.num_open += 1
+        replica.open_tokens += num_tokens
         return place
 
     def _request(self, choice: Choice, num_moves: int, arrival: float) -> GenerationRequest:
@@ -140,24 +137,43 @@ class Work:
         """Whether a choice that ended in this error goes on at another replica."""
         if error.code is not ErrorCode.ENGINE_FAILED:
             return False
-        deployment, choice = self._job.deployment, placed.choice
-        other = pick_other(deployment, placed.place.replica)
-        outcome = decide(self._loss(placed, other), self._terms.budget, time.monotonic())
+        deployment, choice, failed, now = self._job.deployment, placed.choice, placed.place, time.monotonic()
+        if failed is not None:
+            deployment.balancer.failed(failed.replica, failed.client, now)
+        loss = self._loss(placed)
+        outcome = decide(loss, self._terms.budget, now)
         self._terms.metrics.failovers.labels(deployment.model, deployment.version, outcome).inc()
-        if other is None or not outcome.moves:
+        if not outcome.moves:
+            self._blame(placed, outcome, loss, now)
             return False
-        request_id = placed.place.receiver.request_id
-        log.info("request %s: its engine failed after %d tokens: %s", request_id, choice.num_output, outcome)
+        log.info("request %s: its engine failed after %d tokens: %s", self._id(placed), choice.num_output, outcome)
         if outcome is Outcome.RETRIED:
             placed.was_retried = True
+        if not (loss.has_output and loss.sampling.can_continue(loss.continuation)):
             choice.begin_again()
         placed.num_moves += 1
         placed.output_when_moved = choice.num_output
-        failed, placed.place = placed.place, self._place(choice, other, placed.num_moves)
-        failed.leave()
+        self._begin_elsewhere(placed, error, is_alone=outcome is Outcome.ISOLATED)
         return True
 
-    def _loss(self, placed: Placed, other: Replica | None) -> Loss:
+    def move_silent(self) -> bool:
+        """No engine has given a sign of life for too long. Whether what has not ended goes on at another replica."""
+        silent = [placed for placed in self._placed if placed.choice.finish_reason is None]
+        places = [placed.place for placed in silent if placed.place is not None]
+        balancer = self._job.deployment.balancer
+        if len(places) < len(silent) or not all(balancer.has_other(place.replica) for place in places):
+            return False
+        for place in places:
+            place.abort()
+        return all(self.move(placed, SILENT) for placed in silent)
+
+    def _id(self, placed: Placed) -> str:
+        return f"{self._job.caller.request_id}-{placed.choice.index}"
+
+    def _loss(self, placed: Placed) -> Loss:
+        deployment, place = self._job.deployment, placed.place
+        has_died = place is not None and place.client.closed.is_set()
+        is_served_again = has_died and len(deployment.replicas) > 1 and deployment.state.is_served
         return Loss(
             has_output=placed.choice.has_output,
             is_streamed=self._job.streamed,
@@ -165,33 +181,92 @@ class Work:
             has_progressed=placed.has_progressed,
             num_moves=placed.num_moves,
             sampling=placed.choice.prompt.sampling,
-            continuation=self._job.deployment.continuation,
-            has_other=other is not None,
+            continuation=deployment.continuation,
+            has_other=is_served_again or (place is not None and deployment.balancer.has_other(place.replica)),
+            has_died=has_died,
+            was_alone=placed.is_alone or (place is not None and place.client.num_lost == 1),
         )
+
+    def _blame(self, placed: Placed, outcome: Outcome, loss: Loss, now: float) -> None:
+        """It ends here. Whoever sends it again is told, or has it run alone."""
+        placed.settled.set()
+        if outcome is Outcome.REFUSED:
+            placed.is_refused = True
+            log.error("request %s is refused: it was alone when its engine stopped, twice", self._id(placed))
+            self._quarantine.refuse(self._account, placed.choice.prompt, now)
+        elif loss.has_died:
+            self._quarantine.suspect(self._account, placed.choice.prompt, now)
+
+    def _begin_elsewhere(self, placed: Placed, error: RequestError, *, is_alone: bool) -> None:
+        failed = placed.place
+        placed.leave()
+        placed.is_alone, placed.settled = False, asyncio.Event()
+        if is_alone:
+            self._wait_for_turn(placed, failed, error)
+        elif not self._find_place(placed, failed):
+            placed.waiting = asyncio.create_task(self._wait_for_place(placed, failed, error))
+
+    def _find_place(self, placed: Placed, failed: Place | None) -> bool:
+        """On any replica but the engine that failed; one that was started again is another."""
+        is_the_same = failed is not None and failed.replica.client is failed.client
+        without = failed.replica if failed is not None and is_the_same else None
+        replica = self._job.deployment.balancer.pick(time.monotonic(), without=without)
+        if replica is not None:
+            placed.place = self._place(placed.choice, replica, placed.num_moves)
+        return replica is not None
+
+    async def _wait_for_place(self, placed: Placed, failed: Place | None, error: RequestError) -> None:
+        """Until a replica serves. In vain, it ends in the error."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RESTART_PATIENCE):
+                while not self._find_place(placed, failed):
+                    if not self._job.deployment.state.is_served:
+                        break
+                    await asyncio.sleep(RESTART_LOOK)
+        if placed.place is None:
+            placed.lost = OutputDelta.failed(self._id(placed), error)
+            self.ready.set()
+
+    def _wait_for_turn(self, placed: Placed, failed: Place | None, error: RequestError) -> None:
+        placed.waiting = asyncio.create_task(self._run_alone(placed, failed, error))
+
+    async def _run_alone(self, placed: Placed, failed: Place | None, error: RequestError) -> None:
+        """The only suspect on any engine, until it has a token."""
+        async with self._quarantine.turn:
+            await self._wait_for_place(placed, failed, error)
+            placed.is_alone = True
+            await placed.settled.wait()
+            if placed.has_progressed:
+                placed.is_alone = False
+                self._quarantine.acquit(self._account, placed.choice.prompt)
 
     # --- the end
 
     async def close(self) -> None:
         """Stop what still runs, and hear how far its prompts had come: that is what is charged."""
+        for placed in self._placed:
+            if placed.waiting is not None:
+                placed.waiting.cancel()
         try:
             await self._abort_unfinished()
         finally:
             for placed in self._placed:
-                placed.place.leave()
+                placed.leave()
 
     async def _abort_unfinished(self) -> None:
-        unfinished = [placed for placed in self._placed if placed.choice.finish_reason is None]
+        unfinished = [p for p in self._placed if p.choice.finish_reason is None and p.place is not None]
         for placed in unfinished:
-            placed.place.abort()
+            if placed.place is not None:
+                placed.place.abort()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ABORT_PATIENCE):
                 for placed in unfinished:
-                    await _await_end(placed)
+                    if placed.place is not None:
+                        await _await_end(placed.choice, placed.place.receiver)
 
 
-async def _await_end(placed: Placed) -> None:
-    choice = placed.choice
+async def _await_end(choice: Choice, receiver: Receiver) -> None:
     while choice.finish_reason is None:
-        delta = await placed.place.receiver.get()
+        delta = await receiver.get()
         choice.count(delta)
         choice.finish_reason = delta.finish_reason

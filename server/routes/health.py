@@ -29,9 +29,9 @@ async def live() -> JSONResponse:
 @router.api_route("/readyz", methods=PROBES)
 @answers(Status, statuses=(200, 503))
 async def ready(services: CurrentServices) -> JSONResponse:
-    """503 while a model's workers are all away, and while the server drains."""
+    """503 while a model's workers are all away, and while the server drains; "degraded" while some are."""
     status = services.status
-    return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+    return JSONResponse({"status": status}, 200 if status in ("ready", "degraded") else 503)
 
 
 @router.get("/metrics")

@@ -68,6 +68,25 @@ async def test_a_request_goes_out_and_its_deltas_come_back(client, puppet):
     assert not client._receivers
 
 
+async def test_a_worker_that_says_nothing_hangs(puppet, socket_path):
+    client = await WorkerClient.connect(socket_path, silence=0.1)
+    receiver = client.submit(make_request("r"))
+    assert_lost(await asyncio.wait_for(receiver.get(), 30))
+    assert client.closed.is_set()
+    assert (client.hangs, client.num_lost) == (True, 1)
+
+
+async def test_one_that_reports_does_not(puppet, socket_path):
+    client = await WorkerClient.connect(socket_path, silence=2.0)
+    interval = asyncio.get_running_loop().time() + 3.0
+    while asyncio.get_running_loop().time() < interval:
+        puppet.writer.write(frame(Stats(WorkerStats(steps=1))))
+        await asyncio.sleep(0.1)
+    assert not client.closed.is_set()
+    await client.close()
+    assert not client.hangs
+
+
 async def test_unread_deltas_are_merged(client, puppet):
     receiver = client.submit(make_request("r"))
     puppet.say(OutputDelta("r", [1], cached_tokens=5, queue_seconds=0.5))

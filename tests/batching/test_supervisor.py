@@ -42,7 +42,8 @@ async def generate(client: WorkerClient, request: GenerationRequest) -> OutputDe
 
 
 def supervise(socket_path: str, kind: str = "fake", **options: float) -> WorkerSupervisor:
-    return WorkerSupervisor(WorkerConfig(socket_path, EngineConfig(kind, options=options)), "tiny@1")
+    times = {name: options.pop(name) for name in ("silence", "step_timeout") if name in options}
+    return WorkerSupervisor(WorkerConfig(socket_path, EngineConfig(kind, options=options), **times), "tiny@1")
 
 
 @contextlib.asynccontextmanager
@@ -106,6 +107,26 @@ async def test_a_failed_step_is_a_death_like_any_other(socket_path):
         assert end.token_ids == fake_answer([1], 5)[: len(end.token_ids)]
         await eventually(lambda: supervisor.client not in (None, client))
         assert (await generate(connected(supervisor), ask("short", [1], 3))).token_ids == fake_answer([1], 3)
+
+
+async def test_a_worker_that_stands_still_is_killed_and_comes_back(socket_path):
+    async with started(socket_path, silence=3.0) as supervisor:
+        first_pid, client = supervisor.pid, connected(supervisor)
+        os.kill(first_pid, signal.SIGSTOP)
+        end = await generate(client, ask("r", [1], 50))
+        assert end.error.code is ErrorCode.ENGINE_FAILED
+        await eventually(lambda: supervisor.client not in (None, client))
+        assert not is_alive(first_pid)
+        assert (await generate(connected(supervisor), ask("short", [1], 3))).token_ids == fake_answer([1], 3)
+
+
+async def test_a_worker_whose_engine_stands_still_ends_itself_and_comes_back(socket_path):
+    async with started(socket_path, step_timeout=0.5, delay_ms=3_600_000) as supervisor:
+        client = connected(supervisor)
+        end = await generate(client, ask("r", [1], 50))
+        assert (end.error.code, end.token_ids) == (ErrorCode.ENGINE_FAILED, [])
+        assert not client.hangs
+        await eventually(lambda: supervisor.client not in (None, client))
 
 
 async def test_stopping_ends_open_requests(socket_path):

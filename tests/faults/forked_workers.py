@@ -7,6 +7,7 @@ python -m tests.faults.forked_workers: a line of JSON (WorkerConfig) in, the wor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -64,13 +65,14 @@ class ForkedWorker:
         self.info: EngineInfo | None = None
         self._nursery = nursery
         self._config = config
+        self.num_deaths = 0  # that `keep` has seen
         self._pid = 0
 
     async def start(self) -> None:
         self._pid = await self._nursery.fork(self._config)
         while self.client is None:
             try:
-                self.client = await WorkerClient.connect(self._config.socket_path)
+                self.client = await WorkerClient.connect(self._config.socket_path, self._config.silence)
             except OSError:
                 await asyncio.sleep(0.002)
         if self.info is None:
@@ -85,6 +87,22 @@ class ForkedWorker:
         self.client = None
         os.unlink(self._config.socket_path)
         await self.start()
+
+    async def keep(self) -> None:
+        """As a supervisor: it is started again whenever it dies or hangs. `kill` is for workers that nobody keeps."""
+        while True:
+            assert self.client is not None
+            await self.client.closed.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            self.num_deaths += 1
+            self.client = None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._config.socket_path)
+            await self.start()
+
+    def hang(self) -> None:
+        os.kill(self._pid, signal.SIGSTOP)
 
     async def stop(self) -> None:
         if self.client is not None:

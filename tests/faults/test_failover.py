@@ -19,10 +19,11 @@ from typing import Any
 import uvicorn
 
 from quota.ledger import Ledger
+from server.balancing import Replica
 from server.failover import MAX_MOVES
 from server.gateway import base_url, bind, uvicorn_config
 from server.metrics import Metrics
-from server.registry import Registry, Replica
+from server.registry import Registry
 from server.services import Services, first_keys, opened_store, running
 from server.settings import load
 from tests.clients import DOORS, Door, Seen, Tenant, chat, expected_text
@@ -40,7 +41,10 @@ port = 0
 name = "echo"
 engine = "fake"
 replicas = {replicas}
-options = {{ delay_ms = {delay_ms} }}
+options = {{ delay_ms = {delay_ms}{options} }}
+[timeouts]
+worker_silence = {silence}
+between_tokens = {between_tokens}
 [quota.plans.default]
 account = {{ requests_per_day = 1000000, tokens_per_day = 1000000000, concurrent = 64 }}
 """
@@ -103,8 +107,19 @@ async def check_integrity(ledger: Ledger) -> None:
 
 
 @contextlib.asynccontextmanager
-async def house(folder: Path, replicas: int, delay_ms: int = 2) -> AsyncIterator[House]:
-    (folder / "penstock.toml").write_text(CONFIG.format(replicas=replicas, delay_ms=delay_ms))
+async def house(
+    folder: Path,
+    replicas: int,
+    delay_ms: int = 2,
+    options: str = "",
+    silence: float = 10,
+    between_tokens: float = 30,
+) -> AsyncIterator[House]:
+    """`options`: more of them, each behind a comma."""
+    text = CONFIG.format(
+        replicas=replicas, delay_ms=delay_ms, options=options, silence=silence, between_tokens=between_tokens
+    )
+    (folder / "penstock.toml").write_text(text)
     settings = load(folder / "penstock.toml", {"data_dir": str(folder / "data")}, KEYS)
     async with contextlib.AsyncExitStack() as stack:
         listener = stack.enter_context(bind(settings.server, settings.timeouts.write))

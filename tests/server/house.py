@@ -24,6 +24,7 @@ from quota.ledger import QuotaDecision
 from quota.levels import Dimension, Layer, Level, Plan
 from quota.memory import MemoryLedger
 from server.auth import Principal
+from server.balancing import Replica
 from server.cache.answering import answering
 from server.cache.cache import ResponseCache
 from server.entitlement import Entitlement
@@ -32,7 +33,7 @@ from server.job import Caller, Job, PreparedPrompt, Reading
 from server.leases import LeaseKeeper
 from server.metrics import Metrics
 from server.plans import PlanBook
-from server.registry import Deployment, Replica
+from server.registry import Deployment
 from server.settings_sections import TimeoutSettings
 from server.store.records import KeyKind, UsageRecord
 from server.text.answer import AnswerStream
@@ -88,6 +89,7 @@ class PaperWorker:
     computed: dict[str, int] = field(default_factory=dict)  # prompt and answer, by request
     requests: list[GenerationRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
+    num_lost: int = 0  # requests, with its death
 
     def submit(self, request: GenerationRequest, ready: asyncio.Event | None = None) -> Receiver:
         if self.raises is not None:
@@ -245,7 +247,7 @@ class House:
         await self.ledger.check_integrity()
         assert not (await self.ledger.usage("acct")).leases
         assert await self.used(Dimension.CONCURRENT) == 0
-        assert [replica.num_open for replica in self.replicas] == [0] * len(self.replicas)
+        assert [(replica.num_open, replica.open_tokens) for replica in self.replicas] == [(0, 0)] * len(self.replicas)
         assert self.leases.num_held == 0
         assert not any(worker.receivers for worker in (self.worker, *self.others))
         tokens = [record.prompt_tokens + record.completion_tokens for record in self.records]

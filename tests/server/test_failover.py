@@ -117,3 +117,13 @@ def test_the_decision_takes_from_the_budget_only_what_it_spends() -> None:
     begun_again = replace(LOSS, has_output=False)
     outcomes = [decide(begun_again, budget, 0.0) for _ in range(RETRY_FLOOR + 1)]
     assert outcomes == [Outcome.RETRIED] * RETRY_FLOOR + [Outcome.NO_BUDGET]
+
+
+def test_who_came_no_further_on_two_engines_that_died_runs_alone_and_then_is_refused() -> None:
+    suspect = {"has_progressed": False, "has_died": True, "num_moves": 1}
+    assert outcome(**suspect) is outcome(**suspect, has_output=False, was_retried=True) is Outcome.ISOLATED
+    assert outcome(**suspect, was_alone=True) is Outcome.REFUSED
+    assert outcome(**suspect, was_alone=True, has_other=False) is Outcome.REFUSED
+    assert outcome(has_died=True, was_alone=True) is Outcome.CONTINUED, "it got on: that was by chance"
+    assert outcome(**suspect, has_other=False) is Outcome.NO_REPLICA
+    assert outcome(**suspect, sampling=UNSEEDED) is Outcome.CANNOT_CONTINUE

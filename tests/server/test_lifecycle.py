@@ -12,10 +12,11 @@ from batching.protocol import Action
 from engines.base import EngineError
 from engines.types import Continuation, EngineInfo
 from server import lifecycle
+from server.balancing import Replica
 from server.errors import Overloaded
 from server.lifecycle import Lifecycle, ModelControlError
 from server.model_state import Phase, Standing
-from server.registry import Deployment, Replica
+from server.registry import Deployment
 from tests.fakes import eventually, make_info
 
 

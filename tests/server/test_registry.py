@@ -20,8 +20,9 @@ from batching.supervisor import WorkerSupervisor
 from engines.base import EngineError
 from engines.types import Continuation, EngineInfo, Task, VectorInfo
 from server import model_files
+from server.balancing import Replica
 from server.model_files import ModelFilesError, find
-from server.registry import Registry, Replica, _find_folder, _fingerprint
+from server.registry import Registry, _find_folder, _fingerprint
 from server.settings import BUNDLED_FOLDER, load
 from server.text.tokenizer import ByteTokenizer, load_tokenizer
 from tests.byte_tokenizer import write_byte_tokenizer

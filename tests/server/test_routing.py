@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,8 +10,10 @@ from typing import Any, cast
 
 import pytest
 
+from batching.stats import WorkerStats
 from engines.types import Task, VectorInfo
 from server.auth import Principal
+from server.balancing import Replica
 from server.errors import InvalidRequest, ModelNotFound, Overloaded
 from server.registry import Deployment, Registry
 from server.routing import Router, pick, serving
@@ -100,17 +103,14 @@ def test_an_alias_in_a_scope_stands_for_its_target(scope: set[str], ids: set[str
     assert dict(ROUTER.visible(_principal(scope))).keys() == ids
 
 
-def _replica(load: int, client: object | None = ..., *, is_away: bool = False) -> Any:
-    return SimpleNamespace(load=load, client=client, is_ready=client is not None and not is_away)
-
-
-def test_the_replica_with_the_least_to_do_is_picked() -> None:
-    replicas = [_replica(3), _replica(1), _replica(0, client=None), _replica(0, is_away=True), _replica(2)]
-    assert pick(_deployment("a", "1", replicas)) is replicas[1]
+def _replica(client: object | None = ..., *, is_away: bool = False) -> Any:
+    if client is not None:
+        client = SimpleNamespace(stats=WorkerStats(ready=not is_away), closed=asyncio.Event())
+    return Replica(cast(Any, SimpleNamespace(client=client)))
 
 
 def test_no_replica_is_an_overload_that_passes() -> None:
-    for replicas in ([], [_replica(0, client=None)]):
+    for replicas in ([], [_replica(client=None)]):
         with pytest.raises(Overloaded) as caught:
             pick(_deployment("a", "1", replicas))
         assert (caught.value.status, caught.value.code) == (503, "engine_starting")
@@ -119,7 +119,7 @@ def test_no_replica_is_an_overload_that_passes() -> None:
 
 def test_a_model_whose_server_is_away_says_so() -> None:
     with pytest.raises(Overloaded, match="a@1") as caught:
-        pick(_deployment("a", "1", [_replica(0, is_away=True), _replica(0, client=None)]))
+        pick(_deployment("a", "1", [_replica(is_away=True), _replica(client=None)]))
     assert (caught.value.status, caught.value.code) == (503, "engine_away")
 
 

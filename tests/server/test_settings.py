@@ -66,6 +66,7 @@ def test_the_default_timeouts_and_limits() -> None:
     assert settings.timeouts.model_dump() == {
         "queue": 10, "first_token": 60, "between_tokens": 30, "total": 600, "drain": 30,
         "header": 10, "body": 30, "write": 30, "keep_alive": 15,
+        "step": 120, "worker_silence": 10,
     }  # fmt: skip
     assert settings.limits.model_dump() == {
         "body_bytes": 4 * 2**20, "websocket_message_bytes": 2**20, "connections": 2**14
