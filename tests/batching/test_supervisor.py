@@ -233,10 +233,10 @@ async def test_a_long_life_is_forgiven(socket_path, monkeypatch):
 
     async def restart(failures: int) -> int:
         asked.append(failures)
-        supervisor.client = SimpleNamespace(closed=deaths[len(asked)])
+        supervisor.client = SimpleNamespace(closed=deaths[len(asked)], hangs=False)
         return failures + 1
 
-    supervisor.client = SimpleNamespace(closed=deaths[0])
+    supervisor.client = SimpleNamespace(closed=deaths[0], hangs=False)
     monkeypatch.setattr(supervisor, "_restart", restart)
     watching = asyncio.create_task(supervisor._watch())
     for number, stable_after in enumerate([3600.0, 3600.0, -1.0]):
