@@ -254,15 +254,15 @@ class Work:
                 placed.leave()
 
     async def _abort_unfinished(self) -> None:
-        unfinished = [p for p in self._placed if p.choice.finish_reason is None and p.place is not None]
-        for placed in unfinished:
-            if placed.place is not None:
-                placed.place.abort()
+        unfinished = [
+            (p.choice, p.place) for p in self._placed if p.choice.finish_reason is None and p.place is not None
+        ]
+        for _, place in unfinished:
+            place.abort()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ABORT_PATIENCE):
-                for placed in unfinished:
-                    if placed.place is not None:
-                        await _await_end(placed.choice, placed.place.receiver)
+                for choice, place in unfinished:
+                    await _await_end(choice, place.receiver)
 
 
 async def _await_end(choice: Choice, receiver: Receiver) -> None:
