@@ -274,6 +274,7 @@ template <typename T> class Attention<T>::Worker {
 
     void attend(const Unit& unit, int64_t block) const {
         KeyBlock<T> found;
+        if (block + 1 < unit.last_block) fetch_ahead(unit, (block + 1) * KEYS);
         find(unit, block, seen(unit, block, 0, unit.rows - 1), found);
         for (int64_t first = 0; first < unit.rows; first += ROWS) {
             const int rows = int(std::min<int64_t>(ROWS, unit.rows - first));
@@ -345,6 +346,22 @@ template <typename T> class Attention<T>::Worker {
 #else
         for (int i = 0; i < LANES; ++i) target[i] = to_bf16(values[i]);
 #endif
+    }
+
+    // Into the second level of cache, while this block is computed: no hardware foresees where the next one lies.
+    void fetch_ahead(const Unit& unit, int64_t first) const {
+        const int64_t* table = a.table(unit.sequence);
+        const int64_t last = std::min(first + KEYS, a.context(unit.sequence));
+        for (int64_t position = first; position < last; position += KEY_GROUP) {
+            const int64_t block = table[position / pool.block_size], slot = position % pool.block_size;
+            fetch(pool.keys(block, unit.head, slot), KEY_GROUP * pool.key_dim);
+            fetch(pool.values(block, unit.head, slot), KEY_GROUP * dim);
+        }
+    }
+
+    static void fetch(const T* memory, int64_t count) {
+        for (const char *line = (const char*)memory, *end = (const char*)(memory + count); line < end; line += 64)
+            __builtin_prefetch(line, 0, 2);
     }
 
     void find(const Unit& unit, int64_t block, Seen range, KeyBlock<T>& found) const {

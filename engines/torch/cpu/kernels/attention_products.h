@@ -54,8 +54,6 @@ template <typename T> struct VectorProducts {
     static constexpr int PAIR = Pool<T>::PAIR;
     static constexpr int WIDE = LANES == 16 ? 2 : KEY_GROUP / LANES;  // vectors of keys or of dimensions at a time
 
-    VectorProducts() {}
-
     // Scores of the stripes [first, last): queries [rows, key_dim], scores [rows, KEYS].
     static void scores(const Factor* queries, int rows, const KeyBlock<T>& block, int64_t key_dim, int first, int last,
                        float* scores) {
