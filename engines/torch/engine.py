@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -32,7 +32,7 @@ class TorchOptions:
     kv_memory_bytes: int = 0
     num_blocks: int = 0  # instead of kv_memory_bytes
     token_budget: int = 0  # tokens a step; default 256 on a CPU, 2048 on a GPU
-    block_size: int = 16  # tokens
+    block_size: int = 0  # tokens; default 16, for bfloat16 on a CPU 32, as many keys as its tiles take at a time
 
 
 class TorchEngine(ThreadedStepEngine):
@@ -47,6 +47,8 @@ class TorchEngine(ThreadedStepEngine):
         device = torch.device("cpu")
         int8 = Int8Config() if config.quantize == "int8" else None
         loaded = loader.load(config.path, config.dtype, device, int8)
+        if not options.block_size:
+            options = replace(options, block_size=32 if loaded.model.dtype is torch.bfloat16 else 16)
         backend = backend_for(device, loaded.model.dtype, options.block_size)
         self._weights = describe(loaded.model)
         self._kernels = use_kernels(loaded.model, loaded.layers) if backend is KernelBackend else "torch's layers"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import queue
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ class GpuEngine(ThreadedStepEngine):
         if config.quantize != "none" or quantize.is_saved(loader.load_config(Path(config.path))):
             raise EngineError("int8 weights are not supported on a GPU: serve the model as it was before")
         options = read_positive_integers(TorchOptions, config.options, config.kind)
+        options = replace(options, block_size=options.block_size or 16)
         loaded = loader.load(config.path, config.dtype, device or torch.device("cuda"))
         prepare(loaded.model)
         capacity = plan_capacity(config, _kv_space(options, loaded))
