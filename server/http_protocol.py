@@ -10,6 +10,7 @@ from typing import ClassVar, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.errors import APIError, InvalidRequest, Overloaded
+from server.outbox import EXTENSION, Burst, Outbox
 from server.wire.common import encode
 
 MAX_HEADER_BYTES = 64 * 1024  # of all of them together, the URL included
@@ -34,8 +35,8 @@ class _PoliteTransport:
 
     __slots__ = ("close", "is_closing", "write")
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write, self.is_closing, self.close = transport.write, transport.is_closing, close
+    def __init__(self, transport: asyncio.Transport, outbox: Outbox, close: Callable[[], None]) -> None:
+        self.write, self.is_closing, self.close = outbox.write, transport.is_closing, close
 
 
 class BoundedHTTPProtocol(HttpToolsProtocol):
@@ -47,6 +48,7 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
 
     bounds: ClassVar[Bounds] = Bounds()
     idle: ClassVar[dict[BoundedHTTPProtocol, None]] = {}  # no request of theirs is at work; the longest without first
+    burst: ClassVar[Burst] = Burst()
 
     _awaiting: asyncio.TimerHandle | None = None  # headers, or the rest of a body that nobody wants
     _writing: asyncio.TimerHandle | None = None
@@ -56,12 +58,13 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
     @classmethod
     def within(cls, bounds: Bounds) -> type[BoundedHTTPProtocol]:
         """One server's: uvicorn takes a class, not an object."""
-        return type(cls.__name__, (cls,), {"bounds": bounds, "idle": {}})
+        return type(cls.__name__, (cls,), {"bounds": bounds, "idle": {}, "burst": Burst()})
 
     # --- connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._outbox = Outbox(transport, self.flow, self.burst)
         self._await(self.bounds.header)
         excess = len(self.connections) - self.bounds.connections
         if excess > SPARE_CONNECTIONS:
@@ -110,7 +113,9 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before:
-            self.cycle.transport = cast(asyncio.Transport, _PoliteTransport(self.transport, self._close))
+            polite = _PoliteTransport(self.transport, self._outbox, self._close)
+            self.cycle.transport = cast(asyncio.Transport, polite)
+            self.cycle.scope["extensions"] = {EXTENSION: {"write": self._outbox.write_chunk}}
 
     def on_message_complete(self) -> None:
         self._has_come()
@@ -128,11 +133,13 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
         body = encode(error.envelope())
         headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         fields = "".join(f"{name}: {value}\r\n" for name, value in (headers | error.headers).items())
+        self._outbox.flush()
         self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + fields.encode() + b"\r\n" + body)
         self._linger()
 
     def _close(self) -> None:
         """After an answer that says so."""
+        self._outbox.flush()
         if self.cycle.more_body:
             self._linger()
         else:
@@ -169,6 +176,7 @@ class BoundedHTTPProtocol(HttpToolsProtocol):
     # --- what is written
 
     def on_response_complete(self) -> None:
+        self._outbox.flush()  # who closes a connection between answers asks for nothing that is unsent
         super().on_response_complete()
         if self.transport.is_closing():
             self._await_reader()

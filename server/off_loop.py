@@ -19,7 +19,11 @@ class Tells(Protocol):
 
 
 def tells_much(parts: Iterable[Tells]) -> bool:
-    return sum(len(part.tokens) for part in parts if part.tokens) > LONG_TOLD
+    count = 0
+    for part in parts:  # asked at every token, where a generator would cost more than the answer
+        if part.tokens:
+            count += len(part.tokens)
+    return count > LONG_TOLD
 
 
 async def off_loop_if(is_long: bool, work: Callable[[], T]) -> T:

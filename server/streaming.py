@@ -24,6 +24,7 @@ from server.choice import Piece
 from server.errors import APIError, ServerError, SlowReader
 from server.generation import Generation
 from server.off_loop import off_loop_if, tells_much
+from server.outbox import WriteChunk, chunk_writer
 from server.time_limit import TimeLimit
 from server.wire.common import Answer, ChunkEncoder, ResponseHead, encode
 
@@ -171,8 +172,10 @@ class EventStream(Response):
         self._write_timeout = write_timeout
         self._limit = TimeLimit()
         self._last_sent = 0.0
+        self._write_chunk: WriteChunk | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._write_chunk = chunk_writer(scope)
         # The server closes the connection of an answer that does not end.
         with contextlib.suppress(SlowReader), contextlib.closing(self._limit):
             async with ClientWatch(receive):
@@ -228,8 +231,10 @@ class EventStream(Response):
         return self._events.ping if is_quiet else b""
 
     async def _send(self, send: Send, data: bytes) -> None:
-        if data:
-            self._last_sent = time.monotonic()
+        if not data:
+            return
+        self._last_sent = time.monotonic()
+        if self._write_chunk is None or not self._write_chunk(data):
             sending = send({"type": "http.response.body", "body": data, "more_body": True})
             await in_time(self._limit(self._write_timeout), sending)
 
@@ -289,4 +294,4 @@ class FrameSource:
 
 
 def sse(chunks: list[bytes]) -> bytes:
-    return b"".join(b"data: " + chunk + b"\n\n" for chunk in chunks)
+    return b"data: " + b"\n\ndata: ".join(chunks) + b"\n\n" if chunks else b""

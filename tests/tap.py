@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.outbox import EXTENSION, chunk_writer
 
 VARIABLE = "TESTS_TAP"  # the file's path
 MAX_BODY = 4 * 1024 * 1024  # bytes; a longer one is not judged
@@ -55,17 +58,20 @@ class Tap:
         body = bytearray()
         is_whole = False
 
+        def keep(part: bytes) -> None:
+            body.extend(part[: MAX_BODY - len(body)])
+
         async def tapped(message: Message) -> None:
             nonlocal is_whole
             if message["type"] == "http.response.start":
                 start.update(message)
             else:
-                body.extend(message.get("body", b"")[: MAX_BODY - len(body)])
+                keep(message.get("body", b""))
                 is_whole = not message.get("more_body", False)
             await send(message)
 
         try:
-            await self._app(scope, receive, tapped)
+            await self._app(_with_tap(scope, keep), receive, tapped)
         finally:
             if start and len(body) < MAX_BODY:
                 headers = {name.decode().lower(): value.decode("latin-1") for name, value in start["headers"]}
@@ -77,6 +83,19 @@ class Tap:
 
     def _write(self, answered: Answered) -> None:
         self._file.write(json.dumps(asdict(answered)) + "\n")
+
+
+def _with_tap(scope: Scope, keep: Callable[[bytes], None]) -> Scope:
+    """What is written past every `send` is written down as well."""
+    if (write := chunk_writer(scope)) is None:
+        return scope
+
+    def tapped(data: bytes) -> bool:
+        if is_written := write(data):
+            keep(data)
+        return is_written
+
+    return {**scope, "extensions": {EXTENSION: {"write": tapped}}}
 
 
 def main() -> None:
