@@ -71,17 +71,23 @@ class PenstockProcess(Address):
     """`config` is a whole configuration file, but for the port, which is free, and the data folder.
 
     One that is started again is at the same address. All that a `judged` one answers goes before `tests.judge`.
+    `module` is what is run: the command itself, or one of the tests' own around it.
     """
 
     def __init__(
-        self, folder: Path, config: str = FAKE_MODEL + UNLIMITED, *arguments: str, judged: bool = False
+        self,
+        folder: Path,
+        config: str = FAKE_MODEL + UNLIMITED,
+        *arguments: str,
+        judged: bool = False,
+        module: str = "server.cli",
     ) -> None:
         self.folder = folder
         self.log = folder / "server.log"
         self.tap = folder / "answers.jsonl" if judged else None
         path = folder / "penstock.toml"
         path.write_text(config, encoding="utf-8")
-        module = "tests.tap" if judged else "server.cli"
+        module = "tests.tap" if judged else module
         self._command = [sys.executable, "-m", module, "serve", "--config", str(path)]
         self._command += ["--data-dir", str(folder / "data"), *arguments]
         self._process: subprocess.Popen[str] | None = None

@@ -22,6 +22,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def dry_run(target: str) -> list[str]:
+    """The words of what would be run."""
+    if shutil.which("make") is None:
+        pytest.skip("no make is installed")
+    return subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_a_soak_runs_all_that_has_a_full_length() -> None:
+    words = dry_run("soak")
+    scaled = [path for path in ROOT.glob("tests/**/test_*.py") if "\nfrom tests.scale import" in path.read_text()]
+    assert len(scaled) > 10
+    assert not [path for path in scaled if str(path.relative_to(ROOT)) not in words]
+
+
 def make_key(folder: Path, python: str) -> int:
     if shutil.which("make") is None:
         pytest.skip("no make is installed")
