@@ -32,7 +32,7 @@ from tests.scale import cut, publish
 SECONDS = float(os.environ.get("PENSTOCK_SOAK_SECONDS") or cut(8, 600))
 RATE = 20.0  # requests a second
 PLACES, DELAY_MS = 16, 10  # of each of two replicas: an answer takes about 1 s, so that 16 of 32 places are taken
-FAULT_EVERY = cut(2, 10)  # seconds, on average
+FAULT_EVERY = cut(2, 15)  # seconds, on average
 MAX_STOPPED, MAX_AWAY = 6.0, 3.0  # seconds that a worker stands still, that Redis is away
 TWO_LEASES = 60.0  # seconds
 WARM_UP = 1 / 3  # of the time
@@ -40,6 +40,7 @@ LONG_RUN = 7200.0  # seconds, from which on the slope is what is promised
 MAX_MB_PER_HOUR, MAX_MB_PER_HOUR_OF_SHORT = 1.0, 30.0
 MAX_MORE = 8  # files, threads, tasks: pools that were not full
 CAN_FAIL = {"engine_failed", "engine_timeout", "overloaded", "queue_timeout", "quota_unavailable"}
+FAILED_RESPONSE = ("server_error", 200)  # the one word that the Responses API has for all of these
 CONFIG = f"""
 [server]
 REDIS
@@ -175,6 +176,7 @@ async def test_everything_at_once(server: PenstockProcess, redis: RedisServer | 
     await asyncio.gather(*nuisances, return_exceptions=True)
     await until_quiet(server)
     visits = [*warm.visits, *crowd.visits]
+    assert "Traceback" not in server.log.read_text()
     check_visits(visits, [*warm.broken, *crowd.broken], warm.refused + crowd.refused)
     figures = await check_books(tenant, visits)
     figures |= await check_growth(server, samples, before, census)
@@ -188,7 +190,7 @@ def check_visits(visits: list[Visit], broken: list[str], refused: Counter[int]) 
     for visit in visits:
         visit.check()
     assert all(400 <= status < 500 for status in refused), refused
-    codes = Counter(visit.code for visit in visits if visit.code)
+    codes = Counter(visit.code for visit in visits if visit.code and (visit.code, visit.status) != FAILED_RESPONSE)
     print(f"ends {Counter(visit.end for visit in visits)}, errors {codes}, malformed {refused}")
     assert not codes.keys() - CAN_FAIL, codes
 
