@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -62,7 +63,7 @@ async def read_to_end(receiver: Receiver, whole: OutputDelta | None = None) -> O
     whole = whole or await asyncio.wait_for(receiver.get(), WAIT)
     while whole.finish_reason is None:
         delta = await asyncio.wait_for(receiver.get(), WAIT)
-        whole = replace(
+        whole = msgspec.structs.replace(
             delta,
             token_ids=whole.token_ids + delta.token_ids,
             cached_tokens=whole.cached_tokens,
