@@ -5,16 +5,15 @@ It computes nothing, so it measures what is around it, and every byte that reach
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import sys
 import time
-from array import array
 from dataclasses import dataclass
 from typing import Any
 
 from engines.base import EngineError, ThreadedStepEngine
+from engines.fake_tokens import FIRST_PRINTABLE, NUM_PRINTABLE, digest_prompt, fake_token
 from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult, TextBatch
 from engines.types import Continuation, EngineConfig, EngineInfo, SamplingParams, TokenLogprobs, VectorInfo
 
@@ -24,24 +23,7 @@ MAX_NUM_SEQS = 64
 TOKEN_BUDGET = 8192
 VOCABULARY = 256
 DIM = 8  # of a vector
-FIRST_PRINTABLE, NUM_PRINTABLE = 32, 95
 PROMPT_OFFSET = 2**62  # of the indices of what is expected in a prompt
-
-
-def fake_token(prompt_digest: bytes, index: int) -> int:
-    """Token `index` of the answer to a prompt: a printable ASCII byte."""
-    digest = hashlib.blake2b(index.to_bytes(8, "little"), digest_size=8, key=prompt_digest).digest()
-    return FIRST_PRINTABLE + int.from_bytes(digest, "little") % NUM_PRINTABLE
-
-
-def digest_prompt(token_ids: list[int]) -> bytes:
-    return hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=16).digest()
-
-
-def fake_answer(token_ids: list[int], num_tokens: int) -> list[int]:
-    """The whole answer that the engine gives: what tests compare with."""
-    digest = digest_prompt(token_ids)
-    return [fake_token(digest, index) for index in range(num_tokens)]
 
 
 def fake_logprobs(likeliest: int, token: int, count: int) -> TokenLogprobs:

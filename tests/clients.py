@@ -17,7 +17,7 @@ from typing import Any, Literal
 import httpx
 import websockets
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from tests.penstock_process import ADMIN_KEY, Address
 
 Door = Literal["json", "sse", "ws"]

@@ -9,7 +9,8 @@ import pytest
 
 from batching.batcher import Batcher
 from batching.scheduler import Scheduler, SchedulerConfig
-from engines.fake import FakeEngine, fake_answer
+from engines.fake import FakeEngine
+from engines.fake_tokens import fake_answer
 from engines.types import EngineConfig, ErrorCode, FinishReason, OutputDelta
 from tests.fakes import eventually, make_request
 

@@ -12,7 +12,7 @@ from batching.client import WorkerClient
 from batching.departure import Departure
 from batching.protocol import Action, Control, Controlled
 from engines.base import EngineError
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from engines.types import ErrorCode, FinishReason
 from tests.batching.test_worker import ENDLESS, Serving, ask, read_to_end, serving
 from tests.fakes import eventually

@@ -13,7 +13,7 @@ import pytest
 from batching.scheduler import SchedulerConfig
 from batching.stream_batcher import StreamBatcher
 from engines.base import StreamEngine
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from engines.types import (
     BACKGROUND_PRIORITY,
     Continuation,

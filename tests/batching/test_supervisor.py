@@ -18,7 +18,7 @@ from batching.client import WorkerClient
 from batching.protocol import WorkerConfig
 from batching.supervisor import WorkerSupervisor
 from engines.base import EngineError
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from engines.types import EngineConfig, ErrorCode, FinishReason, GenerationRequest, OutputDelta
 from tests.fakes import eventually, make_request
 from tests.penstock_process import is_alive

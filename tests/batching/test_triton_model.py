@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from batching.protocol import PROTOCOL, Deltas, Stats, Submit, frame, from_worker, messages_in
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from engines.hosting import SessionAction, Welcome
 from engines.types import FinishReason, OutputDelta
 from tests.fakes import eventually, make_request

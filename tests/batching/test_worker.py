@@ -23,7 +23,8 @@ from batching.protocol import Abort, Started, Submit, WorkerConfig, frame
 from batching.scheduler import Scheduler, SchedulerConfig
 from batching.worker import Worker, listen
 from engines.base import EngineError
-from engines.fake import FakeEngine, fake_answer
+from engines.fake import FakeEngine
+from engines.fake_tokens import fake_answer
 from engines.types import EngineConfig, ErrorCode, FinishReason, GenerationRequest, OutputDelta
 from tests.fakes import eventually, make_request
 

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from tests.byte_tokenizer import END, write_byte_tokenizer
 from tests.clients import expected_text, until
 from tests.penstock_process import ADMIN_KEY, ROOT, UNLIMITED, PenstockProcess

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from server.settings_models import BUNDLED_FOLDER
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.clients import expected_text

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from engines.fake import digest_prompt, fake_token
+from engines.fake_tokens import digest_prompt, fake_token
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.clients import expected_text, until
 from tests.penstock_process import UNLIMITED, PenstockProcess

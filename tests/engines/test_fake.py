@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from engines import registry
 from engines.base import EngineError, OutOfMemory, ThreadedStepEngine
-from engines.fake import CONTEXT, FakeEngine, fake_answer
+from engines.fake import CONTEXT, FakeEngine
+from engines.fake_tokens import fake_answer
 from engines.steps import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engines.types import EngineConfig, SamplingParams
 from tests.fakes import make_info

@@ -13,7 +13,7 @@ import pytest
 from batching.scheduler import SchedulerConfig
 from batching.stream_batcher import StreamBatcher
 from engines.base import EngineError
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from engines.triton.engine import TritonEngine, read_options
 from engines.types import ErrorCode, FinishReason
 from tests.engines.triton_bench import Answer, ask, build, request, watched

@@ -21,7 +21,7 @@ from batching.relay import Relay, RelayConfig
 from batching.scheduler import Scheduler, SchedulerConfig
 from engines import registry
 from engines.base import EngineError
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from engines.hosting import SessionAction
 from engines.triton.hosted import HostedEngine
 from engines.types import EngineConfig, ErrorCode, FinishReason, GenerationRequest, OutputDelta, SamplingParams

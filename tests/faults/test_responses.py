@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from server.responses.recorder import LEASE
 from tests.penstock_process import PenstockProcess, started_together
 from tests.postgres_server import PostgresServer

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from batching.client import Receiver
 from batching.stats import WorkerStats
-from engines.fake import digest_prompt, fake_answer, fake_logprobs, fake_prompt_logprobs
+from engines.fake import fake_logprobs, fake_prompt_logprobs
+from engines.fake_tokens import digest_prompt, fake_answer
 from engines.types import (
     Continuation,
     ErrorCode,

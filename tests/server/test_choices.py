@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from engines.fake import digest_prompt, fake_answer, fake_prompt_logprobs
+from engines.fake import fake_prompt_logprobs
+from engines.fake_tokens import digest_prompt, fake_answer
 from engines.types import FinishReason, OutputDelta, Usage
 from server.choice import Piece, likeliest, seed_of_sample
 from server.generation import Generation

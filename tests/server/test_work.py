@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from engines.types import Continuation, ErrorCode, RequestError
 from server.errors import APIError, Overloaded, RateLimited
 from server.failover import MAX_MOVES, RETRY_FLOOR, RETRY_PERCENT

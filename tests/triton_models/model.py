@@ -14,7 +14,7 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from engines.fake import digest_prompt, fake_token
+from engines.fake_tokens import digest_prompt, fake_token
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 NUM_BEFORE_FAILURE, NUM_BEFORE_STOP = 3, 5

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from tests.batch_files import CHAT, begin, chat_line, counts, output, wait, wait_for_lines
 from tests.penstock_process import PenstockProcess
 from tests.wire.conftest import BLOCKED, HATED, MakeKey, check_error

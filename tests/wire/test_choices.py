@@ -11,7 +11,8 @@ import openai
 import pytest
 from websockets.asyncio.client import connect
 
-from engines.fake import digest_prompt, fake_answer, fake_logprobs, fake_prompt_logprobs
+from engines.fake import fake_logprobs, fake_prompt_logprobs
+from engines.fake_tokens import digest_prompt, fake_answer
 from tests.penstock_process import API_KEY, PenstockProcess
 from tests.wire.conftest import chat_body, check_error
 

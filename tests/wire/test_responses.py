@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai.types.responses import Response
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from tests.penstock_process import PenstockProcess
 from tests.wire.conftest import BLOCKED, MakeKey, check_error
 

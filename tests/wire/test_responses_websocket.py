@@ -11,7 +11,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from server.websocket import MAX_OPEN_REQUESTS
 from tests.penstock_process import ADMIN_KEY, API_KEY, PenstockProcess
 from tests.wire.conftest import MakeKey

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from tests.penstock_process import PenstockProcess
 from tests.wire.conftest import BLOCKED, MakeKey
 

@@ -13,7 +13,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from server.websocket import MAX_OPEN_REQUESTS
 from tests.penstock_process import ADMIN_KEY, API_KEY, PenstockProcess
 from tests.wire.conftest import BLOCKED, ORIGIN, MakeKey, chat_body
