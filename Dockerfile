@@ -12,7 +12,7 @@ COPY models/tiny-chat models/tiny-chat
 # TORCH_INDEX may name PyTorch's index of CPU builds: the default one brings CUDA with it.
 ARG TORCH_INDEX=""
 RUN /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-    -c constraints.txt -e '.[redis,postgres,triton,onnx,pii]'
+    -c constraints.txt -e '.[redis,postgres,triton,onnx,pii,otel]'
 
 # The kernels for CPUs of every kind, since the second stage has no compiler.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*

@@ -96,7 +96,8 @@ class Scheduler:
         self.queue.remove(request_id)
         self._finish(sequence)
         computed = sequence.num_computed_prompt_tokens
-        return OutputDelta(request_id, finish_reason=FinishReason.ABORT, computed_tokens=computed)
+        queued = sequence.queue_seconds
+        return OutputDelta(request_id, finish_reason=FinishReason.ABORT, computed_tokens=computed, queue_seconds=queued)
 
     def expire(self, now: float) -> list[OutputDelta]:
         """End the requests that waited in vain."""
@@ -354,7 +355,7 @@ class Scheduler:
             delta.logprobs.append(result.logprobs[number])
         if sequence.num_output_tokens == len(request.output_token_ids) + 1:
             delta.cached_tokens = sequence.num_cached_tokens
-            delta.queue_seconds = (sequence.first_scheduled or request.arrival) - request.arrival
+            delta.queue_seconds = sequence.queue_seconds
         self.queue.charge(request, output_tokens=1)
         self.stats.generated_tokens += 1
         return delta

@@ -44,6 +44,12 @@ class Sequence:
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
 
     @property
+    def queue_seconds(self) -> float:
+        """From its arrival to its first step; 0 before that."""
+        arrival = self.request.arrival
+        return (self.first_scheduled or arrival) - arrival
+
+    @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 

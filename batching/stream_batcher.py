@@ -174,7 +174,7 @@ class StreamBatcher:
                 self._stats.generated_tokens += num_tokens
                 self.queue.charge(request, output_tokens=num_tokens)
                 if is_first:
-                    delta.queue_seconds = (sequence.first_scheduled or request.arrival) - request.arrival
+                    delta.queue_seconds = sequence.queue_seconds
                     is_first = False
                 if delta.finish_reason is not None:
                     return delta

@@ -74,10 +74,15 @@ EXPOSED_HEADERS = (
 
 
 def create_app(services: Services) -> ASGIApp:
-    """The stack, from the outside in: ids, Anthropic's headers, CORS, error envelopes, authentication, routes."""
+    """The stack, from the outside in: ids, traces, Anthropic's headers, CORS, errors, authentication, routes."""
     origins = services.settings.server.cors_origins
     app = _routes(services)
-    return RequestIdMiddleware(MessageHeaders(_allow_origins(app, origins) if origins else app))
+    stack: ASGIApp = MessageHeaders(_allow_origins(app, origins) if origins else app)
+    if services.tracer is not None:
+        from server.tracing.middleware import TraceMiddleware  # here, since it needs an optional library
+
+        stack = TraceMiddleware(stack, services.tracer)
+    return RequestIdMiddleware(stack)
 
 
 def _routes(services: Services) -> FastAPI:

@@ -245,6 +245,8 @@ class Choice:
             self.num_cached = delta.cached_tokens
             self.queue_seconds = self.submitted_after + delta.queue_seconds
             self.num_prompt = self.num_computed = delta.prompt_tokens or len(self.prompt.token_ids)
+        elif delta.queue_seconds and self.queue_seconds is None:  # aborted before its first token
+            self.queue_seconds = self.submitted_after + delta.queue_seconds
         if delta.vectors:  # of some of the texts
             self.num_prompt = self.num_computed = delta.computed_tokens
         if not self.prompt.only_prompt:

@@ -25,6 +25,7 @@ from server.quarantine import refused
 from server.shielded import to_the_end
 from server.store.records import UsageRecord
 from server.time_limit import TimeLimit
+from server.tracing.timeline import Timeline
 from server.work import Terms, Work
 
 IS_DONE = attrgetter("is_done")  # asked at every token, where a generator would cost as much as the answer
@@ -44,6 +45,7 @@ class Computation(Admitted, Generation):
         self._failure: APIError | None = None
         self._first_token_at: float | None = None
         self._last_token_at = 0.0
+        self._submitted_at: float | None = None
         self._last_sign = 0.0  # of life, for which the engines have a time
         self._deadline = deadline_of(job, resources.timeouts)
         salt = resources.cache_salt(job.caller.principal)
@@ -53,7 +55,7 @@ class Computation(Admitted, Generation):
     async def __aenter__(self) -> Self:
         try:
             await to_the_end(self._reserve())
-            self._last_sign = time.monotonic()
+            self._last_sign = self._submitted_at = time.monotonic()
             self._work.submit()
         except BaseException as error:
             if isinstance(error, APIError):
@@ -186,6 +188,7 @@ class Computation(Admitted, Generation):
         self._limit.close()
         if not self._admission.is_held:  # refused: nothing is held
             return
+        is_complete = self.is_done
         try:
             await self._work.close()
             await self._settle()
@@ -193,7 +196,10 @@ class Computation(Admitted, Generation):
             if isinstance(error, APIError):
                 error.is_logged = True
             self._resources.leases.drop(self)
-            self._resources.finished(self._record(error or self._failure), self.job.caller)
+            record = self._record(error or self._failure)
+            self._resources.finished(record, self.job.caller)
+            if self._resources.trace is not None:
+                self._resources.trace(record, self.job, self._timeline(is_complete))
 
     def _record(self, error: BaseException | None) -> UsageRecord:
         choices, admitted_at = self._work.choices, self._admission.admitted_at
@@ -206,6 +212,20 @@ class Computation(Admitted, Generation):
             self._first_token_at,
             queue_seconds=choices[0].queue_seconds if choices else None,
             cache=self._cache,
+        )
+
+    def _timeline(self, is_complete: bool) -> Timeline:
+        choices, arrival = self._work.choices, self.job.caller.arrival
+        queued = choices[0].queue_seconds if choices else None
+        return Timeline(
+            arrival=arrival,
+            ended=time.monotonic(),
+            submitted=self._submitted_at,
+            first_step=None if queued is None else arrival + queued,
+            first_token=self._first_token_at,
+            last_token=self._last_token_at or None,
+            is_complete=is_complete,
+            failures=self._work.failures,
         )
 
     async def _settle(self) -> None:

@@ -35,6 +35,16 @@ class Outcome(StrEnum):
 
 
 @dataclass(slots=True, frozen=True)
+class Failure:
+    """An engine failed under a choice: when (by the monotonic clock), what became of it, and the tokens it had."""
+
+    at: float
+    choice: int
+    outcome: Outcome
+    num_tokens: int
+
+
+@dataclass(slots=True, frozen=True)
 class Loss:
     """A sequence whose engine has failed, as far as the decision goes."""
 

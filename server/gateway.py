@@ -26,6 +26,7 @@ from server.settings_sections import ServerSettings
 from server.websocket_protocol import BoundedWebSocketProtocol
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+OBSERVE_EVERY = 0.5  # seconds between what metrics tell of the moment; uvicorn asks once a second
 SETTLE_TIMEOUT = 3.0  # seconds
 FLUSH_TIMEOUT = 1.0  # seconds in which the last bytes of answers reach their clients, however late it is
 PING_INTERVAL = 20.0  # seconds, on WebSockets
@@ -44,6 +45,7 @@ class Gateway(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, services: Services, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
+        config.callback_notify, config.timeout_notify = self._observe, OBSERVE_EVERY  # type: ignore[assignment]
         self._services = services
         self._on_ready = on_ready
         self._draining: asyncio.Task[None] | None = None
@@ -59,6 +61,9 @@ class Gateway(uvicorn.Server):
         self.started = True
         spare_the_collector()
         self._on_ready()
+
+    async def _observe(self) -> None:
+        self._services.observe(len(self.server_state.connections))
 
     async def _listen(self, listener: socket.socket) -> asyncio.Server:
         config = self.config

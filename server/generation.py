@@ -20,6 +20,7 @@ from server.leases import LeaseKeeper
 from server.metrics import Metrics
 from server.settings_sections import TimeoutSettings
 from server.store.records import UsageRecord
+from server.tracing.timeline import Timeline
 from server.wire.common import Answer
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Resources:
     is_draining: Callable[[], bool]
     retries: RetryBudget = field(default_factory=RetryBudget)
     cache: ResponseCache | None = None
+    trace: Callable[[UsageRecord, Job, Timeline], None] | None = None  # called at the end of each request
 
     def cache_salt(self, principal: Principal) -> bytes:
         """Tenants never share prefix blocks, and no client can choose whose it meets."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from engines.types import BACKGROUND_PRIORITY, SamplingParams, TextSpan
 from quota.levels import Layer
@@ -13,6 +14,9 @@ from server.cache.wish import Wish
 from server.registry import Deployment
 from server.text.answer import AnswerStream
 from server.wire.common import ResponseHead
+
+if TYPE_CHECKING:  # of an optional dependency
+    from server.tracing.tracer import Context
 
 
 @dataclass(slots=True, frozen=True)
@@ -29,6 +33,7 @@ class Caller:
     cache: Wish | None = None  # what the client asks of the response cache
     priority: int = 0  # a larger number is later; from `engines.types.BACKGROUND_PRIORITY` on, in the background
     total_timeout: float | None = None  # seconds, instead of the configured ones
+    trace: Context | None = field(default=None, repr=False)  # what its spans stand under; None: it has no trace yet
 
     def later(self, priority: int | None) -> Caller:
         """As one who asks for this priority: nobody becomes more urgent than he is."""

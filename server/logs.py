@@ -15,6 +15,8 @@ def configure(level: str, **fields: object) -> None:
     logs.configure(level, **fields)
     for library in ("httpx", "alembic"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # It warns of every attempt, and then tells of the failure.
+    logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").setLevel(logging.ERROR)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its line of a WebSocket shows the query string
 
 

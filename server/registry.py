@@ -121,6 +121,12 @@ class Registry:
             for replica in deployment.replicas:
                 yield deployment.model, deployment.version, replica.stats, replica.is_ready
 
+    def set_aside(self) -> Iterator[tuple[str, str, int]]:
+        """Model, version, and how many replicas this gateway sends nothing to but probes."""
+        for deployment in self.deployments.values():
+            num_set_aside = sum(replica.health.is_set_aside for replica in deployment.replicas)
+            yield deployment.model, deployment.version, num_set_aside
+
     def standings(self) -> Iterator[tuple[str, str, Standing]]:
         for deployment in self.deployments.values():
             yield deployment.model, deployment.version, deployment.standing

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quota.ledger import Ledger
 from server.auth import Authenticator
@@ -27,7 +27,8 @@ from server.metrics import Metrics
 from server.model_control import LocalControl, ModelControl
 from server.pipeline import Pipeline, report
 from server.plans import PlanBook
-from server.registry import Registry
+from server.registry import Deployment, Registry
+from server.replica_health import Ejection
 from server.responses.background import Background
 from server.responses.seal import seal_key
 from server.responses.service import ResponsesService
@@ -40,6 +41,9 @@ from server.store.usage_writer import UsageWriter
 from server.text.content_filter import ContentFilter
 from server.uploads import sweep_for_ever
 from server.vectors import VectorPipeline
+
+if TYPE_CHECKING:  # of an optional dependency
+    from server.tracing.tracer import Tracer
 
 LAST_WORDS = 3.0  # seconds, after the drain time, in which cut answers can still send their error
 
@@ -66,6 +70,7 @@ class Services:
     metrics: Metrics
     control: ModelControl
     batches: BatchRunner
+    tracer: Tracer | None = None  # None: nothing is traced
     draining: bool = False
 
     @property
@@ -78,6 +83,10 @@ class Services:
         if not all(d.is_ready for d in served):
             return "starting"
         return "ready" if all(replica.is_well for d in served for replica in d.replicas) else "degraded"
+
+    def observe(self, num_connections: int) -> None:
+        """What is of the moment, for the metrics."""
+        self.metrics.health.observe(num_connections, self.registry.set_aside())
 
     async def drain(self) -> None:
         """Refuse new work, wait for what runs, end what takes too long in an error."""
@@ -132,15 +141,20 @@ async def running(
         await control.start()
         stack.push_async_callback(control.stop)
         cache = _open_cache(stack, settings, records.pepper, metrics)
+        tracer = _open_tracer(stack, settings)
         for deployment in registry.deployments.values():
-            deployment.balancer.on_ejection = partial(metrics.observe_ejection, deployment.model, deployment.version)
+            deployment.balancer.on_ejection = partial(_ejected, metrics, deployment)
         metrics.watch_workers(registry.replica_stats)
         metrics.watch_models(registry.standings)
-        services = _assemble(settings, records, ledger, leases, metrics, registry, control, cache)
+        services = _assemble(settings, records, ledger, leases, metrics, registry, control, cache, tracer)
         stack.push_async_callback(services.background.close)
         _background(stack, services.background.watch())
         _background(stack, services.background.clean())
         yield services
+
+
+def _ejected(metrics: Metrics, deployment: Deployment, reason: Ejection) -> None:
+    metrics.health.ejections.labels(deployment.model, deployment.version, reason).inc()
 
 
 @dataclass(slots=True, frozen=True)
@@ -180,12 +194,13 @@ def _assemble(
     registry: Registry,
     control: ModelControl,
     cache: ResponseCache | None,
+    tracer: Tracer | None,
 ) -> Services:
     def finished(record: UsageRecord, caller: Caller) -> None:
         records.writer.record(record)
         report(record, caller, metrics)
 
-    entitlement = Entitlement(ledger, records.plans, metrics.observe_decision)
+    entitlement = Entitlement(ledger, records.plans, metrics.quota.observe)
     router = Router(registry, settings.routing)
     services: Services
     resources = Resources(
@@ -197,6 +212,7 @@ def _assemble(
         salt_key=hmac.digest(records.pepper, b"prefix cache", hashlib.sha256),
         is_draining=lambda: services.draining,
         cache=cache,
+        trace=None if tracer is None else tracer.request_ended,
     )
     content_filter = ContentFilter(settings.filter.block_input, settings.filter.mask_output, settings.filter.categories)
     pipeline = Pipeline(router, content_filter, resources)
@@ -221,6 +237,7 @@ def _assemble(
         metrics=metrics,
         control=control,
         batches=BatchRunner(records.store, records.authenticator, router, settings),
+        tracer=tracer,
     )
     return services
 
@@ -237,16 +254,26 @@ def _open_cache(
     return cache
 
 
+def _open_tracer(stack: contextlib.AsyncExitStack, settings: Settings) -> Tracer | None:
+    if not settings.tracing.endpoint:
+        return None
+    from server.tracing.tracer import Tracer  # here, since nobody else needs its library
+
+    tracer = Tracer(settings.tracing.endpoint)
+    stack.push_async_callback(tracer.close)
+    return tracer
+
+
 async def _open_ledger(
     stack: contextlib.AsyncExitStack, settings: Settings, records: _Records, metrics: Metrics
 ) -> Ledger:
-    metrics.ledger_up.set(1)
+    metrics.health.ledger_up.set(1)
     if not settings.server.redis_url:
         embedded = await open_embedded(records.store)
         stack.push_async_callback(embedded.close)
         return embedded
     shared = await open_shared(settings, records.store, records.writer.flush, must_answer=False)
-    ledger = able_to_go_on(shared, settings, lambda is_away: metrics.ledger_up.set(not is_away))
+    ledger = able_to_go_on(shared, settings, lambda is_away: metrics.health.ledger_up.set(not is_away))
     stack.push_async_callback(ledger.close)
     _background(stack, ledger.watch())
     return ledger

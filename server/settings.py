@@ -12,6 +12,10 @@ with one line: where it stands, the key, what was expected. An empty environment
     PENSTOCK_ADMIN_KEY PENSTOCK_API_KEY PENSTOCK_KEY_PEPPER
                           secrets, which no file holds: any 16 to 512 characters, as `server.keys.may_be_key` says
 
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT OTEL_EXPORTER_OTLP_ENDPOINT
+                          `tracing.endpoint`, as OpenTelemetry defines them; what else is read of its variables:
+                          `server.settings_otel` and `server.tracing.tracer`
+
 Another PENSTOCK_ variable is refused when it looks like a misspelt one of these, else named in `Settings.warnings`.
 Those that Kubernetes sets for a Service called penstock or penstock-… (PENSTOCK_PORT=tcp://… among them) are not ours
 and are passed over.
@@ -33,6 +37,7 @@ from server.settings_layers import PREFIX, Layers, Problem, Variables, key_path,
 from server.settings_layers import SettingsError as SettingsError
 from server.settings_models import BUNDLED_FOLDER as BUNDLED_FOLDER
 from server.settings_models import MODEL_FLAGS, lay_models
+from server.settings_otel import trace_endpoint
 from server.settings_sections import (
     BatchSettings,
     CacheSettings,
@@ -47,6 +52,7 @@ from server.settings_sections import (
     RoutingSettings,
     ServerSettings,
     TimeoutSettings,
+    TracingSettings,
 )
 
 SECRET_KEYS = ("admin_key", "api_key", "key_pepper")
@@ -84,6 +90,7 @@ class Settings:
     files: FileSettings
     batches: BatchSettings
     cache: CacheSettings
+    tracing: TracingSettings
     responses: ResponseSettings
     secrets: Secrets
     warnings: tuple[str, ...] = ()  # lines for the operator
@@ -123,6 +130,8 @@ def _lay_over(
     for key, value in overrides.items():
         if value is not None and key in SERVER_KEYS:
             layers.put(("server", key), value, _flag(key))
+    if (endpoint := trace_endpoint(environ)) is not None:
+        layers.put(("tracing", "endpoint"), endpoint.url, endpoint.variable)
     layers.default("server", "data_dir", str(_data_home(environ) / "penstock"))
     return lay_models(layers, variables, overrides)
 
@@ -162,6 +171,7 @@ def _settings(document: Document, quota: QuotaSettings, secrets: Secrets, warnin
         files=document.files,
         batches=document.batches,
         cache=document.cache,
+        tracing=document.tracing,
         responses=document.responses,
         secrets=secrets,
         warnings=(*warnings, *_idle_limits(document, quota)),

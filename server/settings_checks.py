@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
 from server.settings_layers import Problem, shown
 from server.settings_models import HUB_ID
 from server.settings_sections import CacheSettings, Document, ModelSettings, ServerSettings
+
+EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 
 
 def check(document: Document) -> None:
@@ -29,6 +32,16 @@ def check(document: Document) -> None:
         _check_model(document, i, model)
     _check_routing(document)
     _check_pii(document)
+    if document.tracing.endpoint and not _is_installed(EXPORTER):
+        message = 'needs OpenTelemetry: install it with pip install "penstock[otel]"'
+        raise Problem(("tracing", "endpoint"), message)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
 
 
 def _check_pii(document: Document) -> None:

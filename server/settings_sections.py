@@ -19,6 +19,7 @@ from server.settings_types import (
     Seconds,
     Text,
     Texts,
+    TraceURL,
     TritonVersion,
     Version,
 )
@@ -155,6 +156,10 @@ class CacheSettings(Section):
         return self.store != "off"
 
 
+class TracingSettings(Section):
+    endpoint: TraceURL = ""  # what takes OTLP's traces over HTTP; "": nothing is traced
+
+
 class ResponseSettings(Section):
     keep_days: Annotated[float, Field(gt=0, le=36500)] = 30  # that /v1/responses keeps what it stores
 
@@ -184,4 +189,5 @@ class Document(Section):
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
     cache: CacheSettings = CacheSettings()
+    tracing: TracingSettings = TracingSettings()
     responses: ResponseSettings = ResponseSettings()

@@ -92,6 +92,7 @@ HostPorts = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_spl
 TritonVersion = Annotated[str, _empty_or("[0-9]+", 'one of Triton\'s own, an integer such as "1"')]
 DataDir = Annotated[Path, Field(strict=False), AfterValidator(_expanded)]
 RedisURL = Annotated[str, _starts_with("redis://", "rediss://", "unix://")]
+TraceURL = Annotated[str, _starts_with("http://", "https://")]
 Category = Annotated[str, _one_of(CATEGORIES)]
 PiiKinds = Annotated[tuple[Annotated[str, _one_of(tuple(Kind))], ...], Field(strict=False)]
 PatternName = Annotated[str, _pattern_name()]

@@ -21,6 +21,7 @@ from server.refusals import log_refusal
 from server.services import Services
 from server.streaming import in_time
 from server.time_limit import TimeLimit
+from server.tracing.context import trace_of
 from server.wire.common import encode, new_id
 from server.wire.response_events import error_frame
 
@@ -156,6 +157,7 @@ class Socket(ABC):
             frozenset({"websocket"}),
             client_request_id=name or "",
             cache=self._cache_wish,
+            trace=trace_of(self._websocket),
         )
 
     async def _send(self, frames: Iterable[bytes]) -> None:

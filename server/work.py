@@ -13,7 +13,7 @@ from batching.client import RESTART_HINT_MS, Receiver
 from engines.types import ErrorCode, GenerationRequest, OutputDelta, RequestError
 from server.balancing import Replica
 from server.choice import Choice
-from server.failover import Loss, Outcome, RetryBudget, decide
+from server.failover import Failure, Loss, Outcome, RetryBudget, decide
 from server.job import Job
 from server.metrics import Metrics
 from server.placing import Place, Placed
@@ -52,6 +52,7 @@ class Work:
         self._terms = terms
         self.choices: list[Choice] = []
         self._placed: list[Placed] = []
+        self.failures: list[Failure] = []  # of engines, under its choices
 
     @property
     def is_under_way_again(self) -> bool:
@@ -142,7 +143,8 @@ class Work:
             deployment.balancer.failed(failed.replica, failed.client, now)
         loss = self._loss(placed)
         outcome = decide(loss, self._terms.budget, now)
-        self._terms.metrics.failovers.labels(deployment.model, deployment.version, outcome).inc()
+        self._terms.metrics.health.failovers.labels(deployment.model, deployment.version, outcome).inc()
+        self.failures.append(Failure(now, choice.index, outcome, choice.num_output))
         if not outcome.moves:
             self._blame(placed, outcome, loss, now)
             return False

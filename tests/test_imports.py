@@ -37,6 +37,7 @@ HOMES = {
     "llguidance": ("engines/grammars/",),
     "grpc": ("engines/triton/",),
     "triton_python_backend_utils": ("batching/triton_model.py",),
+    "opentelemetry": ("server/tracing/",),
     "openai": (),
     "anthropic": (),
     "pydantic": ("server/",),
@@ -97,7 +98,7 @@ def test_the_gateway_starts_without_torch() -> None:
     import subprocess
     import sys
 
-    heavy = {"torch", "transformers", "redis", "grpc", "tritonclient", "llguidance"}
+    heavy = {"torch", "transformers", "redis", "grpc", "tritonclient", "llguidance", "opentelemetry.sdk"}
     code = f"import sys, server.cli_serve, batching.worker; print({heavy} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "set()"

@@ -25,6 +25,7 @@ from server.generation import Generation, Resources, deadline_of, too_long
 from server.job import Job
 from server.shielded import to_the_end
 from server.time_limit import TimeLimit
+from server.tracing.timeline import Timeline
 from server.wire.common import Answer
 
 _BEGUN_AGAIN = RequestError(ErrorCode.ENGINE_FAILED, "The engine failed, and the answer had begun already.")
@@ -42,7 +43,7 @@ def answering(job: Job, resources: Resources) -> Generation:
 
 
 def count(job: Job, resources: Resources, result: Result) -> None:
-    resources.metrics.cache_requests.labels(job.deployment.model, job.deployment.version, result).inc()
+    resources.metrics.cache.requests.labels(job.deployment.model, job.deployment.version, result).inc()
 
 
 class CachedGeneration(Admitted, Generation):
@@ -209,3 +210,5 @@ class CachedGeneration(Admitted, Generation):
         admitted_at = self._admission.admitted_at
         record = usage_record(self.job, usage, outcome, admitted_at, self._first_at, cache=self._result)
         self._resources.finished(record, self.job.caller)
+        if self._resources.trace is not None:
+            self._resources.trace(record, self.job, Timeline(self.job.caller.arrival, time.monotonic()))

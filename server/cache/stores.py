@@ -26,8 +26,8 @@ def open_store(settings: Settings, metrics: Metrics) -> Store:
         return _open_redis(settings.cache.redis_url or settings.server.redis_url, settings.cache.ttl)
 
     def changed(num_bytes: int, num_evicted: int) -> None:
-        metrics.cache_bytes.set(num_bytes)
-        metrics.cache_evictions.inc(num_evicted)
+        metrics.cache.bytes.set(num_bytes)
+        metrics.cache.evictions.inc(num_evicted)
 
     return MemoryStore(settings.cache.max_bytes, settings.cache.ttl, changed)
 

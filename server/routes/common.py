@@ -26,6 +26,7 @@ from server.request_id import request_id_of
 from server.services import Services
 from server.settings import Settings
 from server.streaming import ChunkEvents, Events, EventStream, Render, WholeAnswer
+from server.tracing.context import trace_of
 from server.wire.body import read_json
 from server.wire.common import ChunkEncoder
 
@@ -59,6 +60,7 @@ async def current_caller(request: Request, principal: CurrentPrincipal) -> Calle
         client_request_id=request.headers.get("x-request-id", "")[:128],
         read_timeout=_seconds(request.headers.get("x-stainless-read-timeout")),
         cache=wish_of(request.headers.get(HEADER), services_of(request).settings.cache.is_on),
+        trace=trace_of(request),
     )
 
 

@@ -81,7 +81,7 @@ class House(Address):
         return [replica.link for replica in self.replicas]  # type: ignore[misc]
 
     def failovers(self) -> dict[str, int]:
-        (family,) = self.services.metrics.failovers.collect()
+        (family,) = self.services.metrics.health.failovers.collect()
         return {s.labels["outcome"]: int(s.value) for s in family.samples if s.name.endswith("_total")}
 
     async def tenant(self) -> Tenant:

@@ -41,6 +41,7 @@ from server.text.answer import AnswerStream
 from server.text.logprobs import TokenTeller
 from server.text.stream import TextStream
 from server.text.tokenizer import ByteTokenizer
+from server.tracing.timeline import Timeline
 from server.wire.common import ResponseHead
 
 PROMPT = list(b"what is a penstock?")
@@ -175,6 +176,7 @@ class House:
     timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
     plan: dict[str, Any] = field(default_factory=lambda: PLAN)
     records: list[UsageRecord] = field(default_factory=list)
+    timelines: list[Timeline] = field(default_factory=list)
     num_requests: int = 0
     others: tuple[PaperWorker, ...] = ()  # of the replicas beside the first, which gets what comes first
     continuation: Continuation = Continuation.SEEDED
@@ -204,6 +206,7 @@ class House:
             salt_key=b"salt",
             is_draining=lambda: False,
             cache=self.cache,
+            trace=lambda _record, _job, timeline: self.timelines.append(timeline),
         )
 
     def generation(
@@ -257,7 +260,7 @@ class House:
 
     @property
     def failovers(self) -> dict[str, int]:
-        (family,) = self.resources.metrics.failovers.collect()
+        (family,) = self.resources.metrics.health.failovers.collect()
         return {s.labels["outcome"]: int(s.value) for s in family.samples if s.name.endswith("_total")}
 
     @property

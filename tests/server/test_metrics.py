@@ -85,12 +85,10 @@ def test_decisions_of_quotas() -> None:
     metrics, nothing = Metrics(), Remaining()
     near = ((Level.KEY, Dimension.RPM), (Level.ACCOUNT, Dimension.TPM))
     passed = Refusal(Level.FEATURE, "tools", Dimension.RPM, 5, None)
-    metrics.observe_decision(QuotaDecision("1", True, nothing))
-    metrics.observe_decision(QuotaDecision("2", True, nothing, near=near, shadowed=(passed,)))
-    metrics.observe_decision(QuotaDecision("3", True, nothing, near=near[:1]))
-    metrics.observe_decision(
-        QuotaDecision("4", False, nothing, refusal=Refusal(Level.ACCOUNT, "", Dimension.TPM, 9, 1))
-    )
+    metrics.quota.observe(QuotaDecision("1", True, nothing))
+    metrics.quota.observe(QuotaDecision("2", True, nothing, near=near, shadowed=(passed,)))
+    metrics.quota.observe(QuotaDecision("3", True, nothing, near=near[:1]))
+    metrics.quota.observe(QuotaDecision("4", False, nothing, refusal=Refusal(Level.ACCOUNT, "", Dimension.TPM, 9, 1)))
     samples = _samples(metrics)
     quota = {name: n for name, n in samples.items() if "quota" in name[0] and "_total" in name[0]}
     counted = {(name, *(value for _, value in labels)): n for (name, labels), n in quota.items()}
@@ -124,7 +122,7 @@ metrics.watch_workers(lambda: [("m", "1", WorkerStats(running=2, restarts=1), Tr
 metrics.observe_usage("m", "1", Usage(10, 4, 3))
 metrics.of("m", "1").queue.observe(0.2)
 metrics.lost_usage.inc()
-metrics.ledger_up.set(number)
+metrics.health.ledger_up.set(number)
 sys.stdout.buffer.write(metrics.render())
 """
 

@@ -317,7 +317,7 @@ FILE_ERRORS = [
     (
         "[keys]",
         "keys: unknown key, expected one of server, models, routing, quota, filter, pii, timeouts, limits, files, "
-        "batches, cache, responses",
+        "batches, cache, tracing, responses",
     ),
     ('[server]\nport = "80"', 'server.port: expected a valid integer, got "80"'),
     ("[server]\nport = true", "server.port: expected a valid integer, got true"),

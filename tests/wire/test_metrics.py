@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable
+from urllib.parse import quote
+
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.wire.conftest import MakeKey, chat_body
+from tests.penstock_process import PenstockProcess
+from tests.wire.conftest import MakeKey, chat_body, connected, exchange
 
-LABELS = {"model", "version", "endpoint", "outcome", "kind", "level", "dimension", "le", "state"}
+LABELS = {"model", "version", "endpoint", "outcome", "kind", "level", "dimension", "le", "state", "status", "code"}
 ENDPOINTS = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses"}
 ENDPOINTS |= {f"{prefix}/{name}" for prefix in ("", "/v1") for name in ("rerank", "score")} | {"/v2/rerank"}
 DEPLOYMENTS = {("echo", "1"), ("echo", "2"), ("slow/model", "1"), ("vectors", "1"), ("pairs", "1")}
@@ -31,6 +37,52 @@ def test_the_exposition(http: httpx.Client, admin: httpx.Client, make_key: MakeK
     assert {sample.labels["model"] for sample in samples if "model" in sample.labels} == {
         model for model, _ in DEPLOYMENTS
     }
+
+
+def test_nothing_that_clients_invent_makes_a_series(
+    server: PenstockProcess, http: httpx.Client, admin: httpx.Client, stranger: httpx.Client
+) -> None:
+    def series() -> set[str]:
+        lines = admin.get("/metrics").text.splitlines()
+        return {line.rsplit(" ", 1)[0] for line in lines if not line.startswith("#")}
+
+    def be_hostile(word: str) -> None:
+        for model in (word, f"echo@{word}", f"{word}@1", "echo@1" + word, f'"}} {word}', f"echo\n{word}"):
+            http.post("/v1/chat/completions", json=chat_body(model=model))
+            http.post("/v1/embeddings", json={"model": model, "input": "x"})
+            http.get(f"/v1/models/{quote(model)}")
+        for path in (f"/{word}", f"/v1/{word}", f"/v1/chat/completions/{word}", f"/v1/chat/completions?{word}"):
+            http.post(path, json=chat_body())
+            stranger.get(path)
+        http.request(word.upper(), "/v1/chat/completions", json=chat_body())
+        http.post("/v1/chat/completions", json=chat_body() | {word: 1})
+        http.post("/v1/chat/completions", json=chat_body(user=word, metadata={word: word}))
+        http.post("/v1/chat/completions", json=chat_body(), headers={"x-request-id": word, "host": f"{word}.example"})
+        stranger.post("/v1/chat/completions", headers={"authorization": f"Bearer {word}"}, json=chat_body())
+        exchange(server, f"POST /v1/{word} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{word}\r\n\r\n".encode())
+
+    be_hostile("invented-first")
+    before = series()
+    for number in range(3):
+        be_hostile(f"invented-{number}")
+    assert series() == before
+    assert not any("invented" in line for line in before)
+
+
+def test_connections_are_counted(server: PenstockProcess) -> None:
+    before = server.metric("penstock_connections")
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):  # others come and go, but not so many
+            stack.enter_context(connected(server))
+        wait_until(lambda: server.metric("penstock_connections") >= before + 20)
+    wait_until(lambda: server.metric("penstock_connections") <= before + 10)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_the_embedded_ledger_is_up(admin: httpx.Client) -> None:

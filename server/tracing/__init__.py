@@ -1,0 +1,1 @@
+"""OpenTelemetry traces. Only `tracer` knows the library, and nobody imports it where no endpoint is configured."""
