@@ -33,10 +33,28 @@ def test_every_level_of_this_cpu_builds_once_and_loads(level: library.Level, fol
     assert os.stat(folder).st_mode & 0o077 == 0
 
 
-def test_the_best_level_that_fits_is_taken_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert library.best_level() is FITTING[0]
+def test_the_best_level_that_fits_comes_first_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library.levels() == FITTING
     monkeypatch.setenv("PENSTOCK_CPU_LEVEL", "plain")
-    assert library.best_level().name == "plain"
+    assert [level.name for level in library.levels()] == ["plain"]
+
+
+class Refused:
+    """A library whose CPU the system does not let it use."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def penstock_init(self) -> bool:
+        return "plain" in self.path
+
+
+def test_what_the_system_refuses_gives_way_to_the_next_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "build", lambda level: level.name)
+    monkeypatch.setattr(library.ctypes, "CDLL", Refused)
+    assert library._loaded(FITTING).path == "plain"
+    with pytest.raises(OSError, match="does not let us use"):
+        library._loaded(FITTING[:-1])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ can't be compiled, the engine goes by torch alone.
 
     python -m engines.torch.cpu.library [LEVEL...]
 
-builds it ahead of time, for the levels of other CPUs too.
+builds it ahead of time, for other CPUs too.
 """
 
 from __future__ import annotations
@@ -66,14 +66,13 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def best_level() -> Level:
-    """PENSTOCK_CPU_LEVEL names a lower one. Raises ValueError for a name that is none of this CPU's."""
+def levels() -> list[Level]:
+    """Those of this CPU, the best first; PENSTOCK_CPU_LEVEL names one of them. Raises ValueError for another name."""
     fitting = [level for level in LEVELS if level.needs <= cpu_flags()]
     if not (wanted := os.environ.get("PENSTOCK_CPU_LEVEL")):
-        return fitting[0]
-    for level in fitting:
-        if level.name == wanted:
-            return level
+        return fitting
+    if named := [level for level in fitting if level.name == wanted]:
+        return named
     raise ValueError(f"PENSTOCK_CPU_LEVEL={wanted}: expected one of {', '.join(level.name for level in fitting)}")
 
 
@@ -86,15 +85,19 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("PENSTOCK_CPU_LEVEL") == "none":
         return None
     try:
-        level = best_level()
-        loaded = ctypes.CDLL(str(build(level)))
+        return _loaded(levels())
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         log.warning("no CPU kernels of our own, torch alone computes: %s", _reason(error))
         return None
-    if not loaded.penstock_init():
-        log.warning("no CPU kernels of our own: the system does not allow AMX; PENSTOCK_CPU_LEVEL=avx512 does without")
-        return None
-    return loaded
+
+
+def _loaded(fitting: list[Level]) -> ctypes.CDLL:
+    """The best that the system lets us use: it may refuse AMX. Raises OSError, SubprocessError."""
+    for level in fitting:
+        loaded = ctypes.CDLL(str(build(level)))
+        if loaded.penstock_init():
+            return loaded
+    raise OSError("the system does not let us use what this CPU has")
 
 
 def _reason(error: Exception) -> str:
@@ -142,8 +145,7 @@ def _digest(level: Level) -> str:
 
 
 def main(names: list[str]) -> int:
-    levels = [level for level in LEVELS if level.name in names] if names else [best_level()]
-    for level in levels:
+    for level in [level for level in LEVELS if level.name in names] if names else levels()[:1]:
         print(build(level))
     return 0
 
