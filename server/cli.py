@@ -15,6 +15,7 @@ from server.cli_export import export_onnx
 from server.cli_keys import keys
 from server.cli_quantize import quantize as quantize_model
 from server.cli_quota import quota
+from server.cli_top import top
 from server.cli_triton import triton_repo
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(bench)
 app.command()(export_onnx)
 app.command()(quantize_model)
+app.command()(top)
 app.command()(triton_repo)
 app.add_typer(keys, name="keys")
 app.add_typer(quota, name="quota")

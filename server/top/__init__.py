@@ -1,0 +1,1 @@
+"""`penstock top`: what running servers do, on a terminal."""
