@@ -15,11 +15,12 @@ from tests.faults.conftest import BOOKS, REQUESTS_A_DAY, TOKENS_A_DAY
 from tests.penstock_process import PenstockProcess, is_alive
 
 GENERATED = "penstock_engine_generated_tokens_total"
+PLACES = 7  # with one more, an account that has all of them would give one up
 CONFIG = f"""
 [[models]]
 name = "echo"
 engine = "fake"
-max_num_seqs = 8
+max_num_seqs = {PLACES}
 options = {{ delay_ms = 10 }}
 {BOOKS}
 [timeouts]
@@ -99,7 +100,7 @@ async def test_a_client_that_gives_up_sooner(server: PenstockProcess) -> None:
 
 async def test_what_a_client_no_longer_waits_for_is_not_computed(server: PenstockProcess) -> None:
     tenant, others = Tenant.create(server), Tenant.create(server)
-    async with crowd(others, "echo", ["sse"] * 8, 400) as occupants:  # every place, for longer than its patience
+    async with crowd(others, "echo", ["sse"] * PLACES, 400) as occupants:  # every place, for longer than its patience
         await until(lambda: all(seen.started.is_set() for seen in occupants), "the answers")
         async with tenant.client() as client:
             client.headers["x-stainless-read-timeout"] = "0.5"
