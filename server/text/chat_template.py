@@ -1,106 +1,43 @@
 """A model's chat template: messages to one prompt text.
 
-Templates are the operator's files, never a client's. A client chooses the messages only, so what bounds a render is:
-at most MAX_MESSAGES messages, MAX_OUTPUT characters, and TIME_LIMIT seconds, looked at whenever the template reads an
-attribute, calls something or puts out text (which every loop over messages does). Only a loop of the template's own
-that does none of these can run on.
+Templates are the operator's files, never a client's: `template_trial` tries them before they are used. A client
+chooses the messages only. What bounds a render: at most MAX_MESSAGES messages, MAX_OUTPUT characters, and TIME_LIMIT
+seconds of the processor, looked at whenever the template reads an attribute, calls something, puts out text or goes
+round a loop. No operator makes anything larger than MAX_OUTPUT; `sandbox` has them.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Template, TemplateError
-from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
-from jinja2.nodes import CallBlock, Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from server.errors import InvalidRequest
+from server.text.sandbox import MAX_OUTPUT, Environment, TooLong, check_time, time_limit
+from server.text.template_trial import try_templates
 from server.text.tokenizer_files import TokenizerError, read_json
 
 Message = Mapping[str, Any]
 
 MAX_MESSAGES = 2048  # templates build lists by `a + [b]`, quadratic in their number
-MAX_OUTPUT = 16 * 1024 * 1024
-TIME_LIMIT = 5.0
-
-_deadline: ContextVar[float] = ContextVar("template_deadline", default=float("inf"))
+TIME_LIMIT = 1.0  # seconds
 
 
 class _Refused(TemplateError):
     """The template's own raise_exception: its message is for the client."""
 
 
-class _TooLong(Exception):
-    """Out of time or room. No TemplateError: nothing inside jinja may swallow it."""
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the answer for training; here its body is just rendered."""
-
-    tags = {"generation"}  # noqa: RUF012 - the base class has it so
-
-    def parse(self, parser: Parser) -> Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
-
-    def _body(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """Set up as transformers does, so that a template renders here to the same characters."""
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self.filters["tojson"] = _tojson
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        _check_time()
-        return super().getattr(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        _check_time()
-        return super().getitem(obj, argument)
-
-    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        _check_time()
-        return super().call(context, obj, *args, **kwargs)
-
-
-def _check_time() -> None:
-    if time.monotonic() > _deadline.get():
-        raise _TooLong
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Unlike jinja's own: no HTML escapes, keys as they come."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 def _raise_exception(message: str) -> None:
     raise _Refused(message)
 
 
-_ENVIRONMENT = _Environment()
+_ENVIRONMENT = Environment()
+_ENVIRONMENT.globals["raise_exception"] = _raise_exception
 
 
 @dataclass(slots=True, frozen=True)
@@ -122,7 +59,7 @@ class ChatTemplate:
             try:
                 self._compiled[name] = _ENVIRONMENT.from_string(source)
                 self._variables.update(find_undeclared_variables(_ENVIRONMENT.parse(source)))
-            except TemplateError as error:
+            except (TemplateError, RecursionError, SyntaxError) as error:  # the last two: it is nested too deeply
                 raise TokenizerError(f"the chat template of {self.model} is not valid: {error}") from error
 
     @classmethod
@@ -134,8 +71,14 @@ class ChatTemplate:
         model: str = "the model",
         system_prompt: str = "",
     ) -> ChatTemplate:
-        """From chat_template.jinja, else from tokenizer_config.json. `special_tokens` are the tokenizer's."""
-        return cls(_read_sources(Path(folder)), special_tokens or {}, model, system_prompt)
+        """From chat_template.jinja, else from tokenizer_config.json. `special_tokens` are the tokenizer's.
+
+        Raises TokenizerError, for templates that do harm too.
+        """
+        sources = _read_sources(Path(folder))
+        if sources:
+            try_templates(sources, special_tokens or {}, model)
+        return cls(sources, special_tokens or {}, model, system_prompt)
 
     @classmethod
     def contents_only(cls, system_prompt: str = "") -> ChatTemplate:
@@ -177,7 +120,7 @@ class ChatTemplate:
         try:
             return self._run(name, change(parsed), variables)
         except InvalidRequest as error:
-            if parsed == list(messages) or isinstance(error.__cause__, _Refused | _TooLong):
+            if parsed == list(messages) or isinstance(error.__cause__, _Refused | TooLong):
                 raise
             return self._run(name, change(messages), variables)  # a template that wants arguments as strings
 
@@ -197,29 +140,27 @@ class ChatTemplate:
 
 
 def _run(template: Template, variables: dict[str, Any]) -> str:
-    token = _deadline.set(time.monotonic() + TIME_LIMIT)
     try:
-        return _collect(template, variables)
+        with time_limit(TIME_LIMIT):
+            return _collect(template, variables)
     except _Refused as error:
         raise InvalidRequest(str(error)[:500], param="messages") from error
-    except _TooLong as error:
+    except TooLong as error:
         raise InvalidRequest("The messages take too long to render.", param="messages") from error
     except RecursionError as error:
         raise InvalidRequest("The messages are nested too deeply.", param="messages") from error
     except Exception as error:  # whatever a template's expressions raise: the messages don't fit it
         raise InvalidRequest("The model's chat template can't render these messages.", param="messages") from error
-    finally:
-        _deadline.reset(token)
 
 
 def _collect(template: Template, variables: dict[str, Any]) -> str:
     pieces: list[str] = []
     room = MAX_OUTPUT
     for piece in template.generate(variables):
-        _check_time()
+        check_time()
         room -= len(piece)
         if room < 0:
-            raise _TooLong
+            raise TooLong
         pieces.append(piece)
     return "".join(pieces)
 

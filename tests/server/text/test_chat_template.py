@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from server.errors import InvalidRequest
-from server.text import chat_template
+from server.text import chat_template, sandbox
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import TokenizerError
 
@@ -111,13 +111,34 @@ def test_failures_tell_nothing_of_the_inside(source: str) -> None:
         "{% for i in range(9999) %}{% for j in range(9999) %}{% set x = messages[0].role %}{% endfor %}{% endfor %}",
         "{% for i in range(9999) %}{% for j in range(999) %}{% endfor %}{% endfor %}",
         "{% for i in range(99) %}{{ 'x' * 99999 }}{% endfor %}",
+        "{% set l = range(9999) | list %}{% for a in l %}{% for b in l %}{% endfor %}{% endfor %}",
+        "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ '%99999d' % 1 }}",
+        "{{ '%*d' % (99999, 1) }}",
+        "{{ 'x' | center(99999) }}",
+        "{{ 'x'.ljust(99999) }}",
+        "{{ [1] | tojson(indent=99999) }}",
+        "{{ [1] | slice(99999) | list }}",
     ],
 )
 def test_limits(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "TIME_LIMIT", 0.05)
     monkeypatch.setattr(chat_template, "MAX_OUTPUT", 10_000)
+    monkeypatch.setattr(sandbox, "MAX_OUTPUT", 10_000)
     with pytest.raises(InvalidRequest, match="too long"):
         template(source).render([USER])
+
+
+def test_small_sums_are_done_as_always() -> None:
+    source = "{{ 2 ** 3 + 7 % 4 * 2 }} {{ 'a' * 3 + 'b' ~ 1 ~ none ~ nothing }} {{ [1] + [2] * 2 }}"
+    assert template(source).render([USER]) == "14 aaab1None [1, 2, 2]"
+    assert template("{{ '%s of 123456: 100%% %02d' % ('x', 7) }}").render([USER]) == "x of 123456: 100% 07"
+    loops = "{% for i in [3, 4] %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% else %}x{% endfor %}"
+    assert template(loops).render([USER]) == "1/2,2/2"
+    assert template("{% for i in nothing %}a{% else %}none{% endfor %}").render([USER]) == "none"
 
 
 def test_too_many_messages() -> None:
