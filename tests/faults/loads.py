@@ -51,7 +51,7 @@ class Reader(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.head = self.head or data[:200]
-        self.tail = data[-200:]
+        self.tail = (self.tail + data)[-200:]
         if self.keeps_times:
             self.arrivals.append(time.monotonic())
 
@@ -62,6 +62,11 @@ class Reader(asyncio.Protocol):
     def has_begun(self) -> bool:
         """Its answer is a stream, as it should be."""
         return self.head.startswith(b"HTTP/1.1 200 ")
+
+    @property
+    def is_done(self) -> bool:
+        """Its stream has come to its end."""
+        return b"data: [DONE]" in self.tail
 
     @property
     def gaps(self) -> list[float]:

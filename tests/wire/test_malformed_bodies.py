@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.fake import fake_answer
+from engines.fake_tokens import fake_answer
 from tests.penstock_process import API_KEY
 from tests.scale import cut, publish
 from tests.wire.inside import MODELS, PATIENCE, Answer, Inside, bearer, inside
