@@ -8,6 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+OUR_LOGGERS = ("penstock", "server", "batching", "engines", "quota")
+
 
 class JsonFormatter(logging.Formatter):
     """`extra={"fields": {...}}` adds keys to the line, `fields` to every line."""
@@ -31,7 +33,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str, **fields: object) -> None:
-    """Everything that this process logs goes to standard error as JSON."""
+    """Everything that this process logs goes to standard error as JSON.
+
+    `level` is ours. Libraries say no more than warnings: at lower levels they show what they are given, the texts that
+    a database is to store among it.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(**fields))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    ours = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(ours, logging.WARNING), handlers=[handler], force=True)
+    for room in OUR_LOGGERS:
+        logging.getLogger(room).setLevel(ours)

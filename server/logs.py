@@ -13,11 +13,9 @@ requests = logging.getLogger("penstock.request")
 def configure(level: str, **fields: object) -> None:
     """`fields` are added to every line."""
     logs.configure(level, **fields)
-    for library in ("httpx", "alembic"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    # It warns of every attempt, and then tells of the failure.
-    logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").setLevel(logging.ERROR)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its line of a WebSocket shows the query string
+    # The first warns of every attempt, and then tells of the failure; the second of every form that a client got wrong.
+    for library in ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "python_multipart"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def request_finished(fields: dict[str, Any]) -> None:
