@@ -8,8 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from batching.stats import BATCH_SIZE_BOUNDS, WorkerStats
+from server.metric_groups import DEPLOYMENT
 
-DEPLOYMENT = ("model", "version")
 Row = tuple[str, str, WorkerStats, bool]
 StatsSource = Callable[[], Iterable[Row]]
 """Model, version, statistics and readiness of every replica."""

@@ -236,13 +236,15 @@ def test_an_abort_frees_everything_at_once(steps_in_flight):
     simulation.drain()
 
 
-def test_an_abort_tells_how_much_of_the_prompt_was_computed():
+def test_an_abort_tells_how_much_of_the_prompt_was_computed_and_when_it_began():
     simulation = Simulation(make_info(token_budget=8))
     simulation.add(make_request("leaves", range(20)))
-    assert simulation.scheduler.schedule(0.0) is not None
-    assert simulation.scheduler.abort("leaves").computed_tokens == 8
+    assert simulation.scheduler.schedule(3.0) is not None
+    delta = simulation.scheduler.abort("leaves")
+    assert (delta.computed_tokens, delta.queue_seconds) == (8, 3.0)
     simulation.add(make_request("waits"))
-    assert simulation.abort("waits").computed_tokens == 0
+    delta = simulation.abort("waits")
+    assert (delta.computed_tokens, delta.queue_seconds) == (0, 0)
 
 
 def run_to_preemption(simulation: Simulation) -> None:

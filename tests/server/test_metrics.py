@@ -123,6 +123,7 @@ metrics.observe_usage("m", "1", Usage(10, 4, 3))
 metrics.of("m", "1").queue.observe(0.2)
 metrics.lost_usage.inc()
 metrics.health.ledger_up.set(number)
+metrics.health.observe(3, [("m", "1", number)])
 sys.stdout.buffer.write(metrics.render())
 """
 
@@ -138,6 +139,8 @@ def test_gateways_that_share_their_counts(tmp_path: Path) -> None:
     assert samples["penstock_queue_seconds_bucket", _of("m", "1", le="0.25")] == 3
     assert samples["penstock_usage_rows_lost", ()] == 3
     assert samples["penstock_quota_ledger_up", ()] == 0, "not for all of them"
+    assert samples["penstock_connections", ()] == 6
+    assert samples["penstock_replicas_set_aside", _of("m", "1")] == 1, "by one of them"
     assert samples["penstock_requests_running", _of("m", "1")] == 2
     assert samples["penstock_worker_restarts_total", _of("m", "1")] == 1
     assert {path.name.rsplit("_", 1)[1] for path in tmp_path.iterdir()} == {"0.db", "1.db"}

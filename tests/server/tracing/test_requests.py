@@ -1,8 +1,9 @@
-"""What the spans of a request tell of engines that failed under it."""
+"""What becomes known of a request for its spans, whoever answers it."""
 
 from __future__ import annotations
 
 from server.failover import Outcome
+from tests.server.cache.conftest import house_with_cache
 from tests.server.house import ANSWER, House, PaperWorker, read
 
 
@@ -32,3 +33,14 @@ async def test_one_that_left_in_the_queue() -> None:
     (timeline,) = house.timelines
     assert not timeline.is_complete
     assert [phase.name for phase in timeline.phases()] == ["prepare", "queue"]
+
+
+async def test_a_recorded_answer_has_no_phases() -> None:
+    house = house_with_cache()
+    for _ in range(2):
+        await read(house.generation(sampling={"temperature": 0}))
+    computed, replayed = house.timelines
+    assert [record.cache for record in house.records] == ["miss", "hit"]
+    assert list(computed.phases())
+    assert not list(replayed.phases())
+    assert replayed.ended >= replayed.arrival
