@@ -36,6 +36,10 @@ class LlamaLayer:
         self.norms = [None if norm is None else norm.weight.detach().float().contiguous() for norm in norms]
 
     @property
+    def is_int8(self) -> bool:
+        return any(linear.weight.is_int8 for linear in self.linears)
+
+    @property
     def hidden(self) -> int:
         return int(self.linears[0].in_features)
 
