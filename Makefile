@@ -10,7 +10,7 @@ SBIN := :/usr/sbin
 # A file that a failed line left behind would pass for a made one.
 .DELETE_ON_ERROR:
 
-.PHONY: setup serve test test-servers test-triton test-clients lint format docs
+.PHONY: setup serve test test-servers test-triton test-clients lint audit format docs
 .PHONY: bench bench-gateway bench-peers bench-triton soak train clean
 
 setup: .venv/.installed
@@ -78,6 +78,19 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive server batching engines quota
+
+# Known vulnerabilities in what constraints.txt pins. Asks the package index: without a network nothing can be said.
+AUDIT := pip-audit==2.10.1
+.audit/.installed: | setup
+	$(BIN)/python -m venv .audit
+	.audit/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 $(AUDIT)
+	@touch $@
+
+audit: setup
+	@{ $(MAKE) --no-print-directory .audit/.installed && \
+		.audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt; } || \
+		{ echo "Not all of constraints.txt is known to be safe: see above. Without a network none of it can be."; exit 1; }
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -142,4 +155,4 @@ train: setup
 	$(BIN)/python models/train_tiny_chat.py $(if $(CORPORA),--corpora $(CORPORA)) $(ARGS)
 
 clean:
-	rm -rf .venv .triton .clients .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .triton .clients .audit .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis

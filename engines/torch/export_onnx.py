@@ -60,7 +60,7 @@ def export(source: Path, target: Path) -> Path:
     if read_json(source / "config.json").get("quantization_config"):
         raise EngineError(f"{source}: its weights are quantized: export the model that they were made of")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(  # nosec B615
             source,
             dtype=torch.float32,
             use_safetensors=True,
