@@ -16,6 +16,7 @@ from server.cache.wish import Result, cache_header
 from server.dialect import MESSAGE_HEADERS
 from server.entitlement import limit_headers
 from server.errors import APIError, Conflict, Overloaded, retry_headers
+from server.metrics import Metrics
 from server.services import Services
 
 ORIGIN = "https://app.example"
@@ -35,6 +36,8 @@ def app(failure: BaseException | None = None, origins: tuple[str, ...] = ()) -> 
                 settings=SimpleNamespace(server=SimpleNamespace(cors_origins=origins)),
                 authenticator=SimpleNamespace(authenticate=authenticate),
                 status="starting",
+                metrics=Metrics(),
+                tracer=None,
             ),
         )
     )
