@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.chat_socket import ChatSocket
 from server.errors import AuthenticationFailed, NotFound
+from server.metrics import Metrics
 from server.services import Services
 from server.settings_sections import CacheSettings
 from server.websocket import accepted_subprotocol, check_origin, refuse
@@ -31,7 +32,8 @@ class Wire:
         raw = [(name.encode(), value.encode()) for name, value in ({"host": "h"} | (headers or {})).items()]
         state = {"penstock_request_id": "req-test"}
         path = "/v1/chat/completions"
-        scope = {"type": "websocket", "headers": raw, "path": path, "subprotocols": [], "state": state}
+        app = SimpleNamespace(state=SimpleNamespace(penstock=SimpleNamespace(metrics=Metrics())))
+        scope = {"type": "websocket", "headers": raw, "path": path, "subprotocols": [], "state": state, "app": app}
         self.websocket = WebSocket(scope, self._receive, self._send)
         self._connected = False
         self.leaves = asyncio.Event()
