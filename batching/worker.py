@@ -180,7 +180,7 @@ def run(config: WorkerConfig, answer: int) -> None:
     """Load the engine, say so, and serve. Raises EngineError when it can't be built, later whatever a step raised."""
     listener = listen(config.socket_path)
     engine = registry.create(config.engine)
-    if not isinstance(engine, RemoteEngine):  # which says who it is once it is reached
+    if config.engine.name and not isinstance(engine, RemoteEngine):  # which says who it is once it is reached
         log.info("%s: %s", config.engine.name, engine.info.description)
     if isinstance(engine, RemoteEngine):
         started = partial(announce, answer, Started(engine.info))
