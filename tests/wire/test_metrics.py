@@ -15,7 +15,10 @@ from tests.wire.conftest import MakeKey, chat_body, connected, exchange
 
 LABELS = {"model", "version", "endpoint", "outcome", "kind", "level", "dimension", "le", "state", "status", "code"}
 ENDPOINTS = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses"}
-ENDPOINTS |= {f"{prefix}/{name}" for prefix in ("", "/v1") for name in ("rerank", "score")} | {"/v2/rerank"} | {"/v1/responses/compact"}
+ENDPOINTS |= {f"{prefix}/{name}" for prefix in ("", "/v1") for name in ("rerank", "score")} | {
+    "/v2/rerank",
+    "/v1/responses/compact",
+}
 DEPLOYMENTS = {("echo", "1"), ("echo", "2"), ("slow/model", "1"), ("vectors", "1"), ("pairs", "1")}
 
 
